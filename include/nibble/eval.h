@@ -1,0 +1,185 @@
+/* Measuring: perplexity, KL divergence, choice questions, speed, and the weights themselves.
+ * SPDX-License-Identifier: MIT */
+#ifndef NIBBLE_EVAL_H
+#define NIBBLE_EVAL_H
+
+#include "nibble/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Choice questions ------------------------------------------------------------------------------------------------ */
+
+typedef struct nib_question {
+    char *prompt;          /* scored continuation follows this text: " " + choice */
+    char *category;        /* "" if none */
+    char **choices;
+    uint32_t n_choices, answer;
+} nib_question;
+
+typedef struct nib_questions {
+    char name[128];        /* file name without directory and extension */
+    nib_question *items;
+    uint32_t n;
+} nib_questions;
+
+/* Reads JSONL (docs: one object a line with question, choices, answer; optional id, context, category, prompt).
+ * path "demo": the built-in questions. A broken line is NIB_ERR_CORRUPT with its number. */
+NIB_API nib_status nib_questions_read(const char *path, nib_questions *out, nib_error *error);
+NIB_API void nib_questions_fini(nib_questions *questions);
+
+/* One model's answers. */
+typedef struct nib_choice_scores {
+    uint32_t n;
+    double **sums;         /* (n)(n_choices) sum of log-probabilities of each choice, nats */
+    bool *right, *right_norm; /* (n) argmax of sum / of sum over characters equals the answer; first of equals */
+    uint32_t *picked;      /* (n) argmax of sum */
+    double accuracy, accuracy_err, accuracy_norm; /* fractions; err = sqrt(p(1-p)/(n-1)) */
+} nib_choice_scores;
+
+/* exact as in nib_session_params. */
+NIB_API nib_status nib_choice_score(const nib_model *model, bool exact, nib_pool *pool, const nib_questions *questions,
+                                    const nib_watch *watch, nib_choice_scores *out, nib_error *error);
+NIB_API void nib_choice_scores_fini(nib_choice_scores *scores);
+
+/* ---- Perplexity and KL divergence, in lock-step --------------------------------------------------------------------- */
+
+/* Statistics of a per-token quantity. Percentiles by linear interpolation between sorted values. */
+typedef struct nib_distribution {
+    double mean, err;      /* standard error of the mean, tokens taken as independent */
+    double min, p01, p05, p10, median, p90, p95, p99, p99_9, max;
+} nib_distribution;
+
+typedef struct nib_eval_model {
+    char model[1024];      /* path */
+    char format[64];       /* recipe or format name, best known */
+    char hash[33];
+    uint64_t bytes;        /* file */
+    double bpw;
+    double nll, nll_err;   /* mean negative log-likelihood, nats per token */
+    double ppl, ppl_err;   /* exp(nll); ppl * nll_err */
+    /* Against the reference; unused for the reference itself. */
+    double ln_ppl_ratio, ln_ppl_ratio_err; /* paired */
+    double correlation;    /* of the per-token nll with the reference's */
+    nib_distribution kld;  /* nats, over the whole vocabulary */
+    double same_top, same_top_err;         /* fraction of tokens with the same likeliest next token */
+    nib_distribution dp;   /* probability of the true next token, minus the reference's */
+    double dp_rms, dp_rms_err;
+    double weights_only_kld, weights_only_same_top; /* on the exact path; NaN if not measured */
+    /* Choice questions, if any. */
+    bool has_choice;
+    double accuracy, accuracy_err, accuracy_norm;
+    uint32_t flips_to_wrong, flips_to_right, flips_wrong_to_wrong;
+    double mcnemar_p;      /* two-sided exact test on the flips between right and wrong */
+    float *kld_tokens;     /* (n_scored) per-token divergence, in text order; NULL for the reference */
+} nib_eval_model;
+
+typedef struct nib_eval_params {
+    const char *text_path;      /* file; NULL = the built-in text */
+    uint32_t n_ctx;             /* 0 = 512 */
+    uint32_t n_chunks;          /* 0 = all */
+    bool exact;                 /* everything on the exact path, the quantized models too */
+    bool weights_only;          /* also measure the quantized models on the exact path */
+    const nib_questions *questions; /* NULL = none */
+} nib_eval_params;
+
+typedef struct nib_eval {
+    char text_file[1024], text_sha256[65];
+    uint64_t n_tokens, n_scored;
+    uint32_t n_ctx, n_chunks;
+    bool exact;
+    char task[128];
+    uint32_t n_questions;
+    nib_eval_model reference;          /* on the exact path */
+    double noise_floor_kld, noise_floor_same_top; /* reference's deployed path against its exact path; NaN if exact */
+    uint32_t n_models;
+    nib_eval_model *models;
+    double seconds;
+} nib_eval;
+
+/* Method: spec of llama-perplexity: text tokenized once, cut into chunks of n_ctx, the second half of each scored, BOS in
+ * place of each chunk's first token if the vocabulary adds one. The reference and all models advance chunk by chunk
+ * together, so nothing is stored. Memory: a tile of logits, not a chunk's.
+ * NIB_ERR_CORRUPT: the text has fewer than two chunks of tokens, is empty or binary (has NUL bytes).
+ * NIB_ERR_USAGE: vocabularies differ. */
+NIB_API nib_status nib_eval_run(const nib_model *reference, const nib_model *const *models, uint32_t n_models,
+                                const nib_eval_params *params, nib_pool *pool, const nib_watch *watch, nib_eval *out,
+                                nib_error *error);
+NIB_API void nib_eval_fini(nib_eval *eval);
+/* The members of a nibble.eval/1 document into the open object. */
+NIB_API void nib_eval_write_json(const nib_eval *eval, nib_json *json);
+
+/* Statistics over plain arrays, as the reports print them. base, test: (n) nll per token. */
+NIB_API nib_distribution nib_distribution_of(const float *values, size_t n);
+
+/* Divergence of two rows of logits (n_vocab): sum p_base (ln p_base - ln p_test), in nats, double sums. The parts that are
+ * wanted may be NULL. */
+typedef struct nib_row_stats {
+    double kld, nll_base, nll_test; /* of token `next` */
+    bool same_top;
+} nib_row_stats;
+NIB_API nib_row_stats nib_row_compare(const float *base, const float *test, uint32_t n_vocab, int32_t next);
+
+/* ---- Speed ----------------------------------------------------------------------------------------------------------- */
+
+typedef struct nib_bench_params {
+    uint32_t n_prompt;   /* 0 = no prompt test */
+    uint32_t n_generate; /* 0 = no generation test */
+    uint32_t runs;       /* 0 = 5 */
+    uint32_t depth;      /* tokens in the cache before timing */
+} nib_bench_params;
+
+typedef struct nib_bench_result {
+    char model[1024], format[64], test[32]; /* "pp512", "tg128", " @ d4096" appended when depth > 0 */
+    uint64_t bytes;
+    double bpw;
+    uint32_t depth, threads, n_runs;
+    double tokens_per_s, stddev; /* mean and sample deviation of the runs */
+    double *runs;                /* (n_runs) tokens per second */
+    double of_ceiling;           /* generation: bytes of weights and cache read per second over read_bytes_per_s */
+} nib_bench_result;
+
+typedef struct nib_bench {
+    double read_bytes_per_s; /* measured in this run */
+    uint32_t n;
+    nib_bench_result *results;
+} nib_bench;
+
+/* Runs every test of every model, rounds interleaved over the models. */
+NIB_API nib_status nib_bench_run(const nib_model *const *models, uint32_t n_models, const nib_bench_params *params,
+                                 nib_pool *pool, const nib_watch *watch, nib_bench *out, nib_error *error);
+NIB_API void nib_bench_fini(nib_bench *bench);
+/* The members of a nibble.bench/1 document into the open object. */
+NIB_API void nib_bench_write_json(const nib_bench *bench, nib_json *json);
+
+/* ---- Weights ---------------------------------------------------------------------------------------------------------- */
+
+#define NIB_HISTOGRAM_BINS 256
+#define NIB_TOP_WEIGHTS 32
+
+/* The distribution of all matrix weights of a file (tensors with two or more dimensions), decoded. */
+typedef struct nib_weight_stats {
+    uint64_t n;
+    double mean, std, min, max, absmax, kurtosis; /* kurtosis: fourth standardised moment, 3 for a Gaussian */
+    uint64_t n_outliers_6sigma;
+    double edge;                             /* histogram spans -edge .. edge, equal bins, the ends take what is outside */
+    uint64_t histogram[NIB_HISTOGRAM_BINS];
+    struct {
+        double value;
+        char tensor[64];
+        uint64_t index;                      /* flat element index */
+    } top[NIB_TOP_WEIGHTS];                  /* largest magnitudes, largest first */
+    uint32_t n_top;
+} nib_weight_stats;
+
+/* edge: half the histogram's width; 0 = 12 standard deviations of this file. Sums in a fixed order. */
+NIB_API nib_status nib_weights_measure(const nib_gguf *gguf, double edge, nib_pool *pool, const nib_watch *watch,
+                                       nib_weight_stats *out, nib_error *error);
+/* The members of one entry of "weights" in nibble.inspect/1 into the open object. */
+NIB_API void nib_weight_stats_write_json(const nib_weight_stats *stats, nib_json *json);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,87 @@
+/* The numeric work behind the operations, spread over the pool. Everything here knows shapes and numbers, nothing of
+ * models. Each level's inner loops live in one table (compiled once per level); these functions choose the level in use.
+ * Results do not depend on the number of threads: every output is computed whole by one worker, in a fixed order. */
+#ifndef NIB_KERNEL_KERNEL_H
+#define NIB_KERNEL_KERNEL_H
+
+#include "base/error.h"
+#include "base/pool.h"
+#include "nibble/format.h"
+
+typedef enum nib_path {
+    NIB_PATH_DEPLOYED, /* activations rounded as the format's kernels want them, f16 keys and values */
+    NIB_PATH_EXACT,    /* decoded weights in f32, activations in f32, f32 keys and values */
+} nib_path;
+
+/* A weight matrix in file layout: n_rows rows of n_cols weights, rows packed one after the other. */
+typedef struct nib_matrix {
+    const nib_format *format;
+    const void *data;
+    uint32_t n_cols, n_rows;
+} nib_matrix;
+
+/* One product of a group that shares its input. */
+typedef struct nib_product {
+    nib_matrix weight;
+    const float *bias; /* (weight.n_rows) or NULL */
+    float *out;        /* (n_tokens, weight.n_rows) */
+} nib_product;
+
+/* Scratch for nib_linear with up to n_tokens tokens of up to n_cols columns, whatever the formats. 64-byte aligned. */
+size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_workers);
+/* out[i] = x W_i^T + bias_i for every product; all weights have the same n_cols. x: (n_tokens, n_cols).
+ * 1..5 tokens go straight from file layout (memory-bound), 6 or more through unpacked panels. */
+void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens, const nib_product *products,
+                uint32_t n_products, void *scratch);
+
+/* Decodes rows of an embedding: out (n, weight.n_cols). */
+void nib_embed_rows(nib_pool *pool, const nib_matrix *weight, const int32_t *ids, uint32_t n, float *out);
+
+/* y_i = x_i / sqrt(mean x^2 + eps) * w_i over each run of n_cols values; sums of squares in double.
+ * x, out: (n_rows, n_cols), may be the same; weight: (n_cols). */
+void nib_norm_rows(nib_pool *pool, const float *x, uint32_t n_rows, uint32_t n_cols, const float *weight, float eps,
+                   float *out);
+/* x += y, n values. */
+void nib_add_rows(nib_pool *pool, float *x, const float *y, size_t n);
+/* out = silu(gate) * up, n values; out may be gate. */
+void nib_swiglu_rows(nib_pool *pool, const float *gate, const float *up, size_t n, float *out);
+
+/* Rotary embedding in place. x: (n_tokens, n_head, head_dim); positions: (n_tokens); the first 2 * n_pairs values of each
+ * head turn by positions[t] * inv_freq[i], i < n_pairs. neox: pairs (i, i + n_pairs), else (2i, 2i + 1). */
+void nib_rope_rows(nib_pool *pool, float *x, const uint32_t *positions, uint32_t n_tokens, uint32_t n_head,
+                   uint32_t head_dim, const float *inv_freq, uint32_t n_pairs, bool neox);
+
+/* Keys and values of one layer: (n_seq, n_head_kv, n_ctx, head_dim), f32 on the exact path, else f16. */
+typedef struct nib_kv_layer {
+    void *keys, *values;
+    uint32_t n_ctx, n_head_kv, head_dim;
+} nib_kv_layer;
+
+/* One sequence's share of a batch: rows first .. first + n - 1 of q, k, v hold positions pos .. pos + n - 1. */
+typedef struct nib_attend_segment {
+    uint32_t seq, first, n, pos;
+} nib_attend_segment;
+
+/* Bytes of a layer's keys, or of its values. */
+size_t nib_kv_bytes(nib_path path, uint32_t n_seq, uint32_t n_ctx, uint32_t n_head_kv, uint32_t head_dim);
+/* Stores k, v: (n_tokens, n_head_kv, head_dim) of every segment in the cache. */
+void nib_kv_store(nib_pool *pool, nib_path path, const nib_kv_layer *kv, const nib_attend_segment *segments,
+                  uint32_t n_segments, const float *k, const float *v);
+size_t nib_attend_scratch_bytes(uint32_t n_ctx, uint32_t head_dim, unsigned n_workers);
+/* Causal attention over the cache, after nib_kv_store. q, out: (n_tokens, n_head, head_dim). Query head h reads kv head
+ * h / (n_head / n_head_kv). Softmax in f32 with maximum subtracted; deployed path: q rounded to f16 first. */
+void nib_attend(nib_pool *pool, nib_path path, const nib_kv_layer *kv, const nib_attend_segment *segments,
+                uint32_t n_segments, const float *q, uint32_t n_head, float scale, float *out, void *scratch);
+
+/* Log-softmax constants of a row: maximum and ln sum exp(l - max), summed in double in a fixed order. */
+typedef struct nib_row_norm {
+    float max;
+    double log_sum;
+    uint32_t argmax; /* first of equals */
+} nib_row_norm;
+nib_row_norm nib_row_norm_of(const float *logits, uint32_t n);
+/* sum_i p_i (ln p_i - ln q_i), p from base, q from test, given their norms; double sums in a fixed order. */
+double nib_row_kld(const float *base, const nib_row_norm *base_norm, const float *test, const nib_row_norm *test_norm,
+                   uint32_t n);
+
+#endif

@@ -5,14 +5,11 @@
 #include "base/progress.h"
 #include "cpu/pool.h"
 #include "nibble/json.h"
+#include "unit.h"
 
-#include <cmocka.h>
 #include <jansson.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>

@@ -1,5 +1,6 @@
 /* Errors are filled in place; nothing here allocates, so running out of memory can be reported too. */
 #include "base/error.h"
+#include "base/utf8.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -36,31 +37,14 @@ const char *nib_version(void) {
     return NIBBLE_VERSION;
 }
 
-/* Length of the valid UTF-8 character at p (n bytes left), 0 if it is not one. */
-static size_t utf8_length(const unsigned char *p, size_t n) {
-    const size_t length = p[0] < 0x80                    ? 1
-                          : p[0] >= 0xc2 && p[0] <= 0xdf ? 2
-                          : p[0] >= 0xe0 && p[0] <= 0xef ? 3
-                          : p[0] >= 0xf0 && p[0] <= 0xf4 ? 4
-                                                         : 0;
-    if (length == 0 || length > n) return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf0 && p[1] < 0x90) ||
-        (p[0] == 0xf4 && p[1] > 0x8f))
-        return 0;
-    return length;
-}
-
 /* Replaces what could confuse a terminal (control bytes, broken UTF-8, a character cut at the end) with '?'. */
 static void make_printable(char *text) {
     const size_t n = strlen(text);
     for (size_t i = 0; i < n;) {
-        unsigned char *p = (unsigned char *)text + i;
-        const size_t length = utf8_length(p, n - i);
-        const bool control = p[0] < 0x20 || p[0] == 0x7f || (length == 2 && p[0] == 0xc2 && p[1] < 0xa0);
-        if (length == 0 || control) *p = '?';
-        i += length > 1 && !control ? length : 1;
+        uint32_t code = 0;
+        const size_t length = nib_utf8_decode(text + i, n - i, &code);
+        if (length == 0 || code < 0x20 || (code >= 0x7f && code < 0xa0)) memset(text + i, '?', length ? length : 1);
+        i += length ? length : 1;
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "base/memory.h"
+#include "base/utf8.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -32,26 +33,13 @@ static void add(nib_json *json, const char *text) {
     nib_string_add(&json->text, text, strlen(text));
 }
 
-/* Length of the valid UTF-8 character at p, 0 if it is none. */
-static size_t utf8_length(const unsigned char *p, size_t n) {
-    static const uint32_t smallest[5] = {0, 0, 0x80, 0x800, 0x10000};
-    if (p[0] < 0x80) return 1;
-    const size_t length = p[0] >> 5 == 6 ? 2 : p[0] >> 4 == 14 ? 3 : p[0] >> 3 == 30 ? 4 : 0;
-    if (length == 0 || length > n) return 0;
-    uint32_t code = p[0] & (0x7f >> length);
-    for (size_t i = 1; i < length; i++) {
-        if ((p[i] & 0xc0) != 0x80) return 0;
-        code = code << 6 | (p[i] & 0x3f);
-    }
-    return code < smallest[length] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000) ? 0 : length;
-}
-
 static void add_quoted(nib_json *json, const char *text, size_t n_bytes) {
     nib_string *out = &json->text;
     add(json, "\"");
     for (size_t i = 0; i < n_bytes;) {
         const unsigned char *p = (const unsigned char *)text + i;
-        const size_t length = utf8_length(p, n_bytes - i);
+        uint32_t code;
+        const size_t length = nib_utf8_decode(text + i, n_bytes - i, &code);
         if (length == 0)
             add(json, "\xef\xbf\xbd");
         else if (p[0] == '"' || p[0] == '\\')

@@ -45,12 +45,12 @@ static inline void relax(void) {
 }
 
 static void work(nib_pool *pool, unsigned worker) {
-    const job job = pool->job;
+    const job current = pool->job;
     for (;;) {
-        const size_t begin = atomic_fetch_add_explicit(&pool->next, job.grain, memory_order_relaxed);
-        if (begin >= job.n) return;
-        const size_t left = job.n - begin;
-        job.fn(job.arg, begin, begin + (left < job.grain ? left : job.grain), worker);
+        const size_t begin = atomic_fetch_add_explicit(&pool->next, current.grain, memory_order_relaxed);
+        if (begin >= current.n) return;
+        const size_t left = current.n - begin;
+        current.fn(current.arg, begin, begin + (left < current.grain ? left : current.grain), worker);
     }
 }
 

@@ -1,7 +1,7 @@
 /* The machine: name of the processor, cores this process may use, bandwidth of its memory. */
 #include "base/memory.h"
-#include "base/pool.h"
 #include "cpu/cpu.h"
+#include "cpu/pool.h"
 
 #include <ctype.h>
 #include <pthread.h>
@@ -167,9 +167,9 @@ static void read_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
 
 double nib_cpu_measure_read_bandwidth(nib_pool *pool, double seconds) {
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    size_t n_bytes = cache > 0 ? 4 * (size_t)cache : 0;
-    if (n_bytes < (size_t)128 << 20) n_bytes = (size_t)128 << 20;
-    if (n_bytes > (size_t)1 << 30) n_bytes = (size_t)1 << 30;
+    size_t n_bytes = cache > 0 ? 2 * (size_t)cache : 0;
+    if (n_bytes < (size_t)64 << 20) n_bytes = (size_t)64 << 20;
+    if (n_bytes > (size_t)512 << 20) n_bytes = (size_t)512 << 20;
     const size_t n_pieces = n_bytes / PIECE_BYTES;
     read_job *job = nib_alloc(1, sizeof *job);
     double best = 0;

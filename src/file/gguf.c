@@ -38,8 +38,8 @@ static nib_status refuse(const cursor *c, size_t offset, const char *field, cons
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
     nib_fail_at(c->error, NIB_ERR_CORRUPT, c->file, (int64_t)offset, field, "%s", message);
-    nib_hint(c->error, NIB_ERR_CORRUPT, "the file is damaged or was written wrongly; download or convert it again");
-    return NIB_ERR_CORRUPT;
+    return nib_hint(c->error, NIB_ERR_CORRUPT,
+                    "the file is damaged or was written wrongly; download or convert it again");
 }
 
 static uint64_t left(const cursor *c) {
@@ -47,9 +47,11 @@ static uint64_t left(const cursor *c) {
 }
 
 static nib_status take(cursor *c, uint64_t n_bytes, const char *field, const char *what, const uint8_t **out) {
-    if (n_bytes > left(c))
-        return refuse(c, c->at, field, "the file ends inside %s: %" PRIu64 " bytes needed, %" PRIu64 " left", what,
-                      n_bytes, left(c));
+    if (n_bytes > left(c)) {
+        refuse(c, c->at, field, "the file ends inside %s: %" PRIu64 " bytes needed, %" PRIu64 " left", what, n_bytes,
+               left(c));
+        return NIB_ERR_CORRUPT; /* a constant, so that the compiler sees *out set on success */
+    }
     *out = c->data + c->at;
     c->at += (size_t)n_bytes;
     return NIB_OK;

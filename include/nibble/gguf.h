@@ -81,12 +81,12 @@ NIB_API const nib_gguf_kv *nib_gguf_kv_at(const nib_gguf *gguf, uint64_t index);
 NIB_API const nib_gguf_kv *nib_gguf_find(const nib_gguf *gguf, const char *key); /* NULL if absent */
 
 /* Typed reads. false if the key is absent or its value does not fit the asked type (integers of any width and signedness
- * are accepted as long as the value fits). */
+ * are accepted as long as the value fits; f64 also takes integers). A scalar of an array key is absent. */
 NIB_API bool nib_gguf_get_u64(const nib_gguf *gguf, const char *key, uint64_t *out);
 NIB_API bool nib_gguf_get_f64(const nib_gguf *gguf, const char *key, double *out);
 NIB_API bool nib_gguf_get_bool(const nib_gguf *gguf, const char *key, bool *out);
 NIB_API bool nib_gguf_get_text(const nib_gguf *gguf, const char *key, nib_text *out);
-/* Element `index` of an array (or the scalar itself for index 0). */
+/* Element `index` of an array (or the scalar itself for index 0). Booleans read as the integers 0 and 1. */
 NIB_API bool nib_gguf_kv_u64(const nib_gguf_kv *kv, uint64_t index, uint64_t *out);
 NIB_API bool nib_gguf_kv_i64(const nib_gguf_kv *kv, uint64_t index, int64_t *out);
 NIB_API bool nib_gguf_kv_f64(const nib_gguf_kv *kv, uint64_t index, double *out);

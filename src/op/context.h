@@ -63,7 +63,7 @@ typedef struct nib_op_kind {
 
 #define NIB_OP_MAX_VALUES 16
 /* Stripes begin at multiples of this many columns: 64 bytes. */
-#define NIB_OP_COL_STEP 16
+#define NIB_OP_COL_STEP   16
 
 /* Every kind's storage begins with this. */
 struct nib_op_context {
@@ -75,8 +75,8 @@ struct nib_op_context {
     uint32_t n_batch;
     const nib_op_batch *batch;
     nib_op_slot slots[NIB_OP_MAX_VALUES];
-    uint64_t peak_cols;     /* widest the arena was since init */
-    const char *failed_op;  /* first operation that failed, NULL if none */
+    uint64_t peak_cols;    /* widest the arena was since init */
+    const char *failed_op; /* first operation that failed, NULL if none */
     const char *failed_why;
 };
 

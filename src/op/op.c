@@ -124,8 +124,8 @@ static bool product_of(nib_op_context *context, const nib_op_slot *in, nib_weigh
     return out->bias != NULL;
 }
 
-void nib_op_linears(nib_op_context *context, nib_value x, const nib_weight *weights, const nib_weight *biases, uint32_t n,
-                    nib_value *out) {
+void nib_op_linears(nib_op_context *context, nib_value x, const nib_weight *weights, const nib_weight *biases,
+                    uint32_t n, nib_value *out) {
     nib_op_product products[NIB_OP_MAX_PRODUCTS];
     for (uint32_t i = 0; i < n; i++) out[i] = NIB_NO_VALUE;
     const nib_op_slot *in = ok(context) ? slot_of(context, "linear", x) : NULL;

@@ -18,7 +18,7 @@ typedef uint32_t nib_weight;
 /* An activation of the current batch: (n_rows, n_cols) floats owned by the context; n_rows is the batch's tokens, or after
  * nib_op_keep_wanted the wanted ones. */
 typedef uint32_t nib_value;
-#define NIB_NO_VALUE UINT32_MAX
+#define NIB_NO_VALUE        UINT32_MAX
 
 /* Most products nib_op_linears takes at once. */
 #define NIB_OP_MAX_PRODUCTS 4
@@ -38,8 +38,8 @@ void nib_op_norm_heads(nib_op_context *context, nib_value x, nib_weight weight, 
 /* A new value: x W^T + bias; bias may be NIB_NO_WEIGHT. */
 nib_value nib_op_linear(nib_op_context *context, nib_value x, nib_weight weight, nib_weight bias);
 /* Several products of one input: out[i] = x W_i^T + b_i. biases may be NULL. */
-void nib_op_linears(nib_op_context *context, nib_value x, const nib_weight *weights, const nib_weight *biases, uint32_t n,
-                    nib_value *out);
+void nib_op_linears(nib_op_context *context, nib_value x, const nib_weight *weights, const nib_weight *biases,
+                    uint32_t n, nib_value *out);
 /* The same into a value that exists. */
 void nib_op_linear_into(nib_op_context *context, nib_value x, nib_weight weight, nib_weight bias, nib_value out);
 /* In place, by the positions of the batch's tokens. */

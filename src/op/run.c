@@ -1,7 +1,6 @@
 /* The kind of context that computes: every operation is a kernel on the CPU. */
-#include "op/context.h"
-
 #include "base/memory.h"
+#include "op/context.h"
 
 static nib_op_run *run_of(nib_op_context *context) {
     return (nib_op_run *)context;

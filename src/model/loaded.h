@@ -24,4 +24,7 @@ struct nib_model {
 /* As nib_model_open, over an open file, which is taken: closed with the model, or at once on error. */
 nib_status nib_model_from_gguf(nib_gguf *gguf, const nib_watch *watch, nib_model **out, nib_error *error);
 
+/* Positions per sequence. */
+uint32_t nib_session_n_ctx(const nib_session *session);
+
 #endif

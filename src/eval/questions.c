@@ -231,10 +231,10 @@ nib_status nib_questions_read(const char *path, nib_questions *out, nib_error *e
     *out = (nib_questions){0};
     name_of_path(path, out->name);
     if (strcmp(path, "demo") == 0) {
-        const void *built_in;
+        const uint8_t *built_in;
         if (!nib_demo_file("choice", &built_in, &n_bytes))
             return nib_fail(error, NIB_ERR_BUG, "the built-in questions are missing");
-        data = built_in;
+        data = (const char *)built_in;
     } else {
         NIB_TRY(nib_read_file(path, &owned, &n_bytes, error));
         data = owned;

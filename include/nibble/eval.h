@@ -147,7 +147,9 @@ typedef struct nib_bench_result {
     uint32_t depth, threads, n_runs;
     double tokens_per_s, stddev; /* mean and sample deviation of the runs */
     double *runs;                /* (n_runs) tokens per second */
-    double of_ceiling;           /* generation: bytes of weights and cache read per second over read_bytes_per_s */
+    /* Generation: bytes of weights and cache read per second over read_bytes_per_s; above 1 when the model fits the
+     * caches. An embedding table counts as one row unless it is the output matrix too. Prompts: NaN. */
+    double of_ceiling;
 } nib_bench_result;
 
 typedef struct nib_bench {
@@ -183,7 +185,10 @@ typedef struct nib_weight_stats {
     uint32_t n_top;
 } nib_weight_stats;
 
-/* edge: half the histogram's width; 0 = 12 standard deviations of this file. Sums in a fixed order. */
+/* edge: half the histogram's width; 0 = 12 standard deviations of this file. Sums in a fixed order: the same figures for
+ * any number of threads. Equal magnitudes in `top` keep file order.
+ * NIB_ERR_CORRUPT: no matrices, or a weight that is NaN or infinite (field: the tensor); NIB_ERR_UNSUPPORTED: a format
+ * that cannot be decoded. */
 NIB_API nib_status nib_weights_measure(const nib_gguf *gguf, double edge, nib_pool *pool, const nib_watch *watch,
                                        nib_weight_stats *out, nib_error *error);
 /* The members of one entry of "weights" in nibble.inspect/1 into the open object. */

@@ -46,8 +46,8 @@ static void compress(uint32_t state[8], const uint8_t block[64]) {
 
 void nib_sha256_init(nib_sha256 *sha) {
     /* Fractional parts of the square roots of the first eight primes (section 5.3.3). */
-    *sha = (nib_sha256){.state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab,
-                                  0x5be0cd19}};
+    *sha = (nib_sha256){
+        .state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}};
 }
 
 void nib_sha256_add(nib_sha256 *sha, const void *data, size_t n_bytes) {

@@ -7,8 +7,8 @@
 
 typedef struct nib_sha256 {
     uint32_t state[8];
-    uint64_t n_bytes;   /* taken so far */
-    uint8_t block[64];  /* what is left of the input, n_bytes mod 64 bytes of it */
+    uint64_t n_bytes;  /* taken so far */
+    uint8_t block[64]; /* what is left of the input, n_bytes mod 64 bytes of it */
 } nib_sha256;
 
 void nib_sha256_init(nib_sha256 *sha);

@@ -24,20 +24,20 @@ enum {
 };
 
 /* Prompt and one choice as tokens. */
-typedef struct sequence {
+typedef struct scored_text {
     nib_ids ids;
     uint32_t start; /* first scored token, at least 1 and below ids.n */
-} sequence;
+} scored_text;
 
 typedef struct scorer {
     const nib_questions *questions;
     const nib_model *model;
     nib_pool *pool;
     nib_session *session;
-    sequence *sequences;  /* (n_sequences) all choices of all questions, in order */
+    scored_text *sequences; /* (n_sequences) all choices of all questions, in order */
     uint32_t n_sequences;
-    uint32_t *first;      /* (n + 1) a question's first sequence */
-    uint32_t *shared;     /* (n) tokens that all sequences of a question begin with and none scores */
+    uint32_t *first;  /* (n + 1) a question's first sequence */
+    uint32_t *shared; /* (n) tokens that all sequences of a question begin with and none scores */
     uint32_t n_seq;
     nib_segment *segments;
     uint32_t n_segments;
@@ -54,8 +54,8 @@ static bool is_space(char c) {
 }
 
 /* Tokens of prompt + " " + choice, and where the scored ones begin. */
-static nib_status tokenize_pair(const nib_tokenizer *tokenizer, const char *prompt, const char *choice, sequence *out,
-                                nib_error *error) {
+static nib_status tokenize_pair(const nib_tokenizer *tokenizer, const char *prompt, const char *choice,
+                                scored_text *out, nib_error *error) {
     nib_status status = NIB_OK;
     nib_string text = {0};
     nib_ids alone = {0};
@@ -67,8 +67,8 @@ static nib_status tokenize_pair(const nib_tokenizer *tokenizer, const char *prom
     NIB_TRY_GOTO(nib_tokenize(tokenizer, text.data, text.n_bytes, false, false, &out->ids, error));
     NIB_TRY_GOTO(nib_tokenize(tokenizer, prompt, n_prompt, false, false, &alone, error));
     if (out->ids.n < 2 || out->ids.n > UINT32_MAX)
-        NIB_TRY_GOTO(nib_fail(error, NIB_ERR_USAGE, "prompt and choice make %zu tokens; at least 2 are needed",
-                              out->ids.n));
+        NIB_TRY_GOTO(
+            nib_fail(error, NIB_ERR_USAGE, "prompt and choice make %zu tokens; at least 2 are needed", out->ids.n));
     out->start = alone.n == 0 ? 1 : alone.n < out->ids.n ? (uint32_t)alone.n : (uint32_t)out->ids.n - 1;
 fail:
     nib_string_fini(&text);
@@ -77,7 +77,7 @@ fail:
 }
 
 /* Cuts the beginning of what does not fit n_ctx tokens and the one that is predicted last. */
-static nib_status fit_context(sequence *sequence, uint32_t n_ctx, uint32_t question, nib_error *error) {
+static nib_status fit_context(scored_text *sequence, uint32_t n_ctx, uint32_t question, nib_error *error) {
     if (sequence->ids.n <= (size_t)n_ctx + 1) return NIB_OK;
     const uint32_t cut = (uint32_t)(sequence->ids.n - n_ctx - 1);
     if (sequence->start <= cut) {
@@ -92,7 +92,7 @@ static nib_status fit_context(sequence *sequence, uint32_t n_ctx, uint32_t quest
 }
 
 /* What all sequences begin with, up to before the position that predicts the earliest scored token. */
-static uint32_t shared_prefix(const sequence *sequences, uint32_t n) {
+static uint32_t shared_prefix(const scored_text *sequences, uint32_t n) {
     uint32_t shared = sequences[0].start - 1;
     for (uint32_t i = 1; i < n; i++) {
         if (sequences[i].start - 1 < shared) shared = sequences[i].start - 1;
@@ -120,7 +120,7 @@ static nib_status tokenize_questions(scorer *s) {
     s->n_sequences = (uint32_t)total;
     for (uint32_t q = 0; q < questions->n; q++) {
         const nib_question *question = &questions->items[q];
-        sequence *own = s->sequences + s->first[q];
+        scored_text *own = s->sequences + s->first[q];
         s->first[q + 1] = s->first[q] + question->n_choices;
         for (uint32_t c = 0; c < question->n_choices; c++) {
             const char *prompt = question->prompts != NULL ? question->prompts[c] : question->prompt;
@@ -156,7 +156,8 @@ static uint64_t max_rows(const scorer *s) {
     for (uint32_t begin = 0, end; begin < s->questions->n; begin = end) {
         end = batch_end(s, begin);
         uint64_t rows = 0;
-        for (uint32_t i = s->first[begin]; i < s->first[end]; i++) rows += s->sequences[i].ids.n - s->sequences[i].start;
+        for (uint32_t i = s->first[begin]; i < s->first[end]; i++)
+            rows += s->sequences[i].ids.n - s->sequences[i].start;
         if (rows > most) most = rows;
     }
     return most;
@@ -191,7 +192,7 @@ static nib_status open_session(scorer *s, bool exact) {
 
 /* Adds a sequence's tokens from position `from` to the batch, in cache slot `slot`. */
 static void add_segment(scorer *s, uint32_t index, uint32_t slot, uint32_t from) {
-    const sequence *sequence = &s->sequences[index];
+    const scored_text *sequence = &s->sequences[index];
     const uint32_t n = (uint32_t)sequence->ids.n - 1 - from;
     s->segments[s->n_segments++] = (nib_segment){
         .seq = slot, .pos = from, .n = n, .ids = sequence->ids.ids + from, .out_from = sequence->start - 1 - from};

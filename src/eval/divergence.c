@@ -153,10 +153,10 @@ void nib_summarise_flips(const nib_choice_scores *reference, const nib_choice_sc
 
 /* llama-quantize's names of general.file_type; the gaps are numbers no longer in use. */
 static const char *const file_type_names[] = {
-    "f32",    "f16",    "q4_0",   "q4_1",   NULL,     NULL,     NULL,    "q8_0",   "q5_0",    "q5_1",    "q2_k",
-    "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",  "iq2_xxs", "iq2_xs",  "q2_k_s",
-    "iq3_xs", "iq3_xxs", "iq1_s", "iq4_nl", "iq3_s",  "iq3_m",  "iq2_s", "iq2_m",  "iq4_xs",  "iq1_m",   "bf16",
-    NULL,     NULL,     NULL,     "tq1_0",  "tq2_0",  "mxfp4_moe", "nvfp4", "q1_0", "q2_0",
+    "f32",    "f16",     "q4_0",   "q4_1",   NULL,     NULL,        NULL,     "q8_0",  "q5_0",    "q5_1",   "q2_k",
+    "q3_k_s", "q3_k_m",  "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s",    "q5_k_m", "q6_k",  "iq2_xxs", "iq2_xs", "q2_k_s",
+    "iq3_xs", "iq3_xxs", "iq1_s",  "iq4_nl", "iq3_s",  "iq3_m",     "iq2_s",  "iq2_m", "iq4_xs",  "iq1_m",  "bf16",
+    NULL,     NULL,      NULL,     "tq1_0",  "tq2_0",  "mxfp4_moe", "nvfp4",  "q1_0",  "q2_0",
 };
 
 /* The format that holds most weights of the matrices; NULL without any. */

@@ -24,23 +24,23 @@
 enum { DEFAULT_N_CTX = 512, MIN_N_CTX = 8, MAX_N_CTX = 1 << 20, BATCH_TOKENS = 512 };
 
 /* One model on one path. Lane 0 is the reference on the exact path; everything is compared with it. */
-typedef struct lane {
+typedef struct eval_lane {
     const nib_model *model;
     bool exact;
     nib_session *session;
     float *hidden; /* (n_rows, n_embd) of the scored rows of the chunk */
     nib_token_series series;
-} lane;
+} eval_lane;
 
 typedef struct lockstep {
-    lane *lanes;
+    eval_lane *lanes;
     uint32_t n_lanes, n_ctx, first, n_rows, tile; /* first: row of a chunk that predicts the first scored token */
     uint32_t n_vocab;
     nib_ids tokens;
-    int32_t bos;                         /* takes the place of each chunk's first token; -1 = none does */
-    int32_t *chunk;                      /* (n_ctx) as it is run */
-    float *reference_logits, *logits;    /* (tile, n_vocab) */
-    nib_row_norm *reference_norms;       /* (tile) */
+    int32_t bos;                      /* takes the place of each chunk's first token; -1 = none does */
+    int32_t *chunk;                   /* (n_ctx) as it is run */
+    float *reference_logits, *logits; /* (tile, n_vocab) */
+    nib_row_norm *reference_norms;    /* (tile) */
     nib_pool *pool;
     const nib_watch *watch;
     nib_error *error;
@@ -147,7 +147,7 @@ static nib_status describe_model(const nib_model *model, nib_eval_model *out, ni
     return nib_gguf_hash(gguf, out->hash, error);
 }
 
-static nib_status open_lane(lockstep *l, lane *lane, uint64_t n_scored) {
+static nib_status open_lane(lockstep *l, eval_lane *lane, uint64_t n_scored) {
     const nib_session_params params = {.n_ctx = l->n_ctx, .n_seq = 1, .n_batch = BATCH_TOKENS, .exact = lane->exact};
     const uint64_t n_hidden = (uint64_t)l->n_rows * nib_model_facts_of(lane->model)->n_embd;
     NIB_TRY(nib_session_new(lane->model, l->pool, &params, &lane->session, l->error));
@@ -197,7 +197,7 @@ static void lockstep_fini(lockstep *l) {
 /* A tile of rows: which they are, for the workers. */
 typedef struct tile_work {
     lockstep *l;
-    lane *lane;
+    eval_lane *lane;
     const int32_t *next; /* (n) the true next token of each row */
     size_t at;           /* of the first row in the series */
 } tile_work;
@@ -236,7 +236,7 @@ static nib_status score_tile(lockstep *l, uint32_t chunk, uint32_t begin, uint32
     const int32_t *next = l->tokens.ids + (size_t)chunk * l->n_ctx + l->first + begin + 1;
     const size_t at = (size_t)chunk * l->n_rows + begin;
     for (uint32_t i = 0; i < l->n_lanes; i++) {
-        lane *lane = &l->lanes[i];
+        eval_lane *lane = &l->lanes[i];
         tile_work work = {l, lane, next, at};
         const float *hidden = lane->hidden + (size_t)begin * nib_model_facts_of(lane->model)->n_embd;
         float *logits = i == 0 ? l->reference_logits : l->logits;
@@ -296,21 +296,21 @@ static nib_status plan_lanes(lockstep *l, const nib_model *reference, const nib_
     l->lanes = nib_alloc(2 + (size_t)out->n_models * 2, sizeof *l->lanes);
     if (l->lanes == NULL) return nib_fail_memory(l->error, out->n_models * sizeof *l->lanes);
     NIB_TRY(describe_model(reference, &out->reference, l->error));
-    l->lanes[l->n_lanes++] = (lane){.model = reference, .exact = true};
-    if (!params->exact) l->lanes[l->n_lanes++] = (lane){.model = reference};
+    l->lanes[l->n_lanes++] = (eval_lane){.model = reference, .exact = true};
+    if (!params->exact) l->lanes[l->n_lanes++] = (eval_lane){.model = reference};
     for (uint32_t m = 0; m < out->n_models; m++) {
         NIB_TRY(check_same_vocabulary(reference, models[m], l->error));
         NIB_TRY(describe_model(models[m], &out->models[m], l->error));
-        l->lanes[l->n_lanes++] = (lane){.model = models[m], .exact = params->exact};
+        l->lanes[l->n_lanes++] = (eval_lane){.model = models[m], .exact = params->exact};
         if (params->weights_only && !params->exact)
-            l->lanes[l->n_lanes++] = (lane){.model = models[m], .exact = true};
+            l->lanes[l->n_lanes++] = (eval_lane){.model = models[m], .exact = true};
     }
     return NIB_OK;
 }
 
 static void take_results(lockstep *l, const nib_eval_params *params, nib_eval *out) {
     const size_t n = out->n_scored;
-    lane *lane = l->lanes;
+    eval_lane *lane = l->lanes;
     const double *reference_nll = (lane++)->series.nll;
     nib_summarise_nll(reference_nll, n, &out->reference);
     out->noise_floor_kld = out->noise_floor_same_top = (double)NAN;

@@ -78,7 +78,8 @@ static nib_status get_index(const place *at, const json_t *object, const char *f
     if (value == NULL) return bad_field(at, field, "is missing");
     if (!json_is_integer(value)) return bad_field(at, field, "is not a whole number");
     const json_int_t index = json_integer_value(value);
-    if (index < 0 || index >= (json_int_t)n) return bad_field(at, field, "is not the index of a choice (0 is the first)");
+    if (index < 0 || index >= (json_int_t)n)
+        return bad_field(at, field, "is not the index of a choice (0 is the first)");
     *out = (uint32_t)index;
     return NIB_OK;
 }
@@ -194,8 +195,7 @@ static nib_status read_line(const place *at, const char *text, size_t n_bytes, n
     return status;
 }
 
-static nib_status read_lines(const char *file, const char *data, size_t n_bytes, nib_questions *out,
-                             nib_error *error) {
+static nib_status read_lines(const char *file, const char *data, size_t n_bytes, nib_questions *out, nib_error *error) {
     place at = {file, 0, 0, error};
     size_t capacity = 0;
     if (n_bytes >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) at.offset = 3; /* a byte order mark some editors write */

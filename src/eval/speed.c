@@ -21,8 +21,8 @@ static const double bandwidth_seconds = 0.3;
 typedef struct runner {
     const nib_model *model;
     nib_session *session;
-    float *hidden, *logits;           /* (n_embd), (n_vocab) */
-    int32_t *ids;                     /* (n_ids) */
+    float *hidden, *logits;                /* (n_embd), (n_vocab) */
+    int32_t *ids;                          /* (n_ids) */
     nib_bench_result *prompt, *generation; /* NULL = test not wanted */
 } runner;
 
@@ -154,7 +154,8 @@ static void summarise_runs(nib_bench_result *result) {
 
 static nib_status check_params(const nib_bench_params *params, uint32_t n_models, nib_error *error) {
     if (n_models == 0 || (params->n_prompt == 0 && params->n_generate == 0))
-        return nib_fail(error, NIB_ERR_USAGE, "there is nothing to measure: no model, or neither prompt nor generation");
+        return nib_fail(error, NIB_ERR_USAGE,
+                        "there is nothing to measure: no model, or neither prompt nor generation");
     if (params->runs > MAX_RUNS || params->n_prompt > MAX_TOKENS || params->n_generate > MAX_TOKENS ||
         params->depth > MAX_TOKENS)
         return nib_fail(error, NIB_ERR_USAGE, "at most %d runs and %d tokens", MAX_RUNS, MAX_TOKENS);
@@ -188,8 +189,7 @@ static nib_status summarise(runner *runners, uint32_t n_models, const nib_bench_
         double bytes;
         NIB_TRY(bytes_per_token(&runners[m], params, &bytes, error));
         if (out->read_bytes_per_s > 0)
-            runners[m].generation->of_ceiling =
-                bytes * runners[m].generation->tokens_per_s / out->read_bytes_per_s;
+            runners[m].generation->of_ceiling = bytes * runners[m].generation->tokens_per_s / out->read_bytes_per_s;
     }
     return NIB_OK;
 }

@@ -66,32 +66,37 @@ typedef struct survey {
 
 /* ---- One piece ------------------------------------------------------------------------------------------------------- */
 
-static void add_lanes(const double lanes[LANES], double *sum) {
-    *sum += ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+static double add_lanes(const double lanes[LANES]) {
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-/* Sum of (x - shift)^2 and of (x - shift)^4, and of x itself, in LANES running sums each: a fixed order that vectorises.
- * The squares' exponent is chosen by the caller through which sum it uses. */
-static void sum_powers(const float *x, size_t n, double shift, double *sum, double *squares, double *fourths) {
-    double s[LANES] = {0}, s2[LANES] = {0}, s4[LANES] = {0};
+/* LANES running sums each: a fixed order that vectorises. */
+static double sum_of(const float *x, size_t n) {
+    double sums[LANES] = {0};
+    const size_t whole = n - n % LANES;
+    for (size_t i = 0; i < whole; i += LANES)
+        for (size_t j = 0; j < LANES; j++) sums[j] += (double)x[i + j];
+    for (size_t i = whole; i < n; i++) sums[i - whole] += (double)x[i];
+    return add_lanes(sums);
+}
+
+/* Sums of (x - mean)^2 and of (x - mean)^4. */
+static void sum_powers(const float *x, size_t n, double mean, double *squares, double *fourths) {
+    double s2[LANES] = {0}, s4[LANES] = {0};
     const size_t whole = n - n % LANES;
     for (size_t i = 0; i < whole; i += LANES)
         for (size_t j = 0; j < LANES; j++) {
-            const double value = (double)x[i + j], deviation = value - shift, square = deviation * deviation;
-            s[j] += value;
+            const double deviation = (double)x[i + j] - mean, square = deviation * deviation;
             s2[j] += square;
             s4[j] += square * square;
         }
     for (size_t i = whole; i < n; i++) {
-        const double value = (double)x[i], square = (value - shift) * (value - shift);
-        s[i - whole] += value;
+        const double deviation = (double)x[i] - mean, square = deviation * deviation;
         s2[i - whole] += square;
         s4[i - whole] += square * square;
     }
-    *sum = *squares = *fourths = 0;
-    add_lanes(s, sum);
-    add_lanes(s2, squares);
-    add_lanes(s4, fourths);
+    *squares = add_lanes(s2);
+    *fourths = add_lanes(s4);
 }
 
 static uint64_t first_not_finite(const float *x, size_t n) {
@@ -103,7 +108,7 @@ static uint64_t first_not_finite(const float *x, size_t n) {
 }
 
 static void measure_piece(const float *x, size_t n, piece_result *out) {
-    double sum, squares, fourths, sum_of_deviations;
+    double fourths;
     float min[LANES], max[LANES];
     out->bad = first_not_finite(x, n);
     if (out->bad != UINT64_MAX) return;
@@ -123,12 +128,9 @@ static void measure_piece(const float *x, size_t n, piece_result *out) {
     }
     out->min = (double)min[0];
     out->max = (double)max[0];
-    /* Squares about the piece's first weight, then moved to its mean: no cancellation unless the weights are far from
-     * each other anyway. */
-    sum_powers(x, n, (double)x[0], &sum, &squares, &fourths);
-    sum_of_deviations = sum - (double)n * (double)x[0];
-    squares -= sum_of_deviations * sum_of_deviations / (double)n;
-    out->moments = (moments){(double)n, sum / (double)n, squares > 0 ? squares : 0};
+    out->moments.n = (double)n;
+    out->moments.mean = sum_of(x, n) / (double)n;
+    sum_powers(x, n, out->moments.mean, &out->moments.squares, &fourths);
 }
 
 static bool goes_before(const top_weight *a, const top_weight *b) {
@@ -163,8 +165,8 @@ static void count_bins(const float *x, size_t n, double edge, uint64_t histogram
 
 static void survey_piece(const survey *s, const float *x, size_t n, uint64_t first_index, worker_state *worker,
                          piece_result *out) {
-    double sum, squares;
-    sum_powers(x, n, s->mean, &sum, &squares, &out->fourth);
+    double squares;
+    sum_powers(x, n, s->mean, &squares, &out->fourth);
     count_bins(x, n, s->edge, worker->histogram);
     uint32_t n_outliers = 0;
     for (size_t i = 0; i < n; i++) n_outliers += fabs((double)x[i] - s->mean) > s->outlier;
@@ -263,7 +265,8 @@ static nib_status survey_init(survey *s) {
         if (is_matrix(tensor)) n_pieces += (double)(tensor->n_elements / PIECE + (tensor->n_elements % PIECE != 0));
     }
     if (n_pieces == 0)
-        return nib_fail_at(s->error, NIB_ERR_CORRUPT, nib_gguf_path(s->gguf), -1, "", "there are no matrices in the file");
+        return nib_fail_at(s->error, NIB_ERR_CORRUPT, nib_gguf_path(s->gguf), -1, "",
+                           "there are no matrices in the file");
     nib_meter_init(&s->meter, s->watch, "weights", 2 * n_pieces);
     s->n_workers = nib_pool_size(s->pool);
     s->workers = nib_alloc(s->n_workers, sizeof *s->workers);
@@ -283,7 +286,7 @@ static void survey_fini(survey *s) {
 }
 
 static void take_stats(const survey *s, nib_weight_stats *out) {
-    top_weight top[NIB_TOP_WEIGHTS + 1];
+    top_weight top[NIB_TOP_WEIGHTS];
     const double variance = s->all.squares / s->all.n;
     *out = (nib_weight_stats){
         .n = (uint64_t)s->all.n,
@@ -291,7 +294,7 @@ static void take_stats(const survey *s, nib_weight_stats *out) {
         .std = sqrt(variance),
         .min = s->min,
         .max = s->max,
-        .absmax = fmax(-s->min, s->max),
+        .absmax = fmax(fabs(s->min), fabs(s->max)),
         .kurtosis = variance > 0 ? s->fourth / s->all.n / (variance * variance) : (double)NAN,
         .edge = s->edge,
     };
@@ -304,8 +307,7 @@ static void take_stats(const survey *s, nib_weight_stats *out) {
     for (uint32_t i = 0; i < out->n_top; i++) {
         out->top[i].value = top[i].value;
         out->top[i].index = top[i].index;
-        snprintf(out->top[i].tensor, sizeof out->top[i].tensor, "%s",
-                 nib_gguf_tensor_at(s->gguf, top[i].tensor)->name);
+        snprintf(out->top[i].tensor, sizeof out->top[i].tensor, "%s", nib_gguf_tensor_at(s->gguf, top[i].tensor)->name);
     }
 }
 

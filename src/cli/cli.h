@@ -215,6 +215,14 @@ nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes
 nib_status nib_output_commit(nib_output *output, nib_error *error);
 void nib_output_discard(nib_output *output);
 
+/* Appends the decimal ids of a text, separated by white space; name: where the text is from.
+ * NIB_ERR_CORRUPT with the position of what is not an id below n_vocab. */
+nib_status nib_cli_parse_ids(const char *text, size_t n_bytes, const char *name, uint32_t n_vocab, nib_ids *out,
+                             nib_error *error);
+
+/* A list of recipes, separated by commas. NIB_ERR_USAGE if one is unknown or there twice. */
+nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsigned most, unsigned *n, nib_error *error);
+
 /* Begins the command's document "nibble.NAME/1"; NULL and the error without memory. */
 nib_json *nib_cli_json_begin(nib_cli *cli, const char *name, nib_error *error);
 /* Ends the document and sends it where the options say: stdout, the file of -o, or both. Frees json. */

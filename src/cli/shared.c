@@ -206,3 +206,64 @@ nib_status nib_cli_new_sampler(const nib_cli *cli, uint32_t n_vocab, nib_sampler
     params.seed = nib_cli_uint(cli, "seed");
     return nib_sampler_new(&params, n_vocab, out, error);
 }
+
+/* ---- Token ids as text ------------------------------------------------------------------------------------------------------ */
+
+nib_status nib_cli_parse_ids(const char *text, size_t n_bytes, const char *name, uint32_t n_vocab, nib_ids *out,
+                             nib_error *error) {
+    for (size_t i = 0; i < n_bytes;) {
+        if (strchr(" \t\r\n\v\f", text[i]) && text[i]) {
+            i++;
+            continue;
+        }
+        uint64_t id = 0;
+        size_t start = i;
+        while (i < n_bytes && text[i] >= '0' && text[i] <= '9' && id < n_vocab) id = 10 * id + (uint64_t)(text[i++] - '0');
+        bool ends = i == n_bytes || (text[i] && strchr(" \t\r\n\v\f", text[i]));
+        if (i == start || !ends || id >= n_vocab) {
+            size_t n = 0;
+            while (n < 24 && start + n < n_bytes && text[start + n] && !strchr(" \t\r\n\v\f", text[start + n])) n++;
+            char hint[128];
+            snprintf(hint, sizeof hint, "ids are whole numbers from 0 to %u, separated by white space", n_vocab - 1);
+            nib_cli_fail(error, NIB_ERR_CORRUPT, hint, "\"%.*s\" is not a token id of this model (token %zu of the list)",
+                         (int)n, text + start, out->n + 1);
+            return nib_cli_fail_in(error, name, (int64_t)start, NULL);
+        }
+        if (out->n == out->capacity) {
+            size_t capacity = out->capacity ? 2 * out->capacity : 1024;
+            int32_t *ids = realloc(out->ids, capacity * sizeof *ids);
+            if (!ids) return nib_cli_no_memory(error);
+            out->ids = ids;
+            out->capacity = capacity;
+        }
+        out->ids[out->n++] = (int32_t)id;
+    }
+    return NIB_OK;
+}
+
+/* ---- Recipes ------------------------------------------------------------------------------------------------------------------ */
+
+nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsigned most, unsigned *n, nib_error *error) {
+    *n = 0;
+    for (const char *at = list; at;) {
+        const char *comma = strchr(at, ',');
+        size_t length = comma ? (size_t)(comma - at) : strlen(at);
+        char name[64];
+        if (length == 0 || length >= sizeof name)
+            return nib_cli_fail(error, NIB_ERR_USAGE, "names separated by commas, such as q8_0,q4_k",
+                                "\"%s\" is not a list of formats", list);
+        snprintf(name, sizeof name, "%.*s", (int)length, at);
+        if (strcasecmp(name, "grid") == 0)
+            return nib_cli_fail(error, NIB_ERR_UNSUPPORTED, "name the formats one by one; nibble formats lists them",
+                                "the set \"grid\" cannot be asked for as a whole");
+        const nib_recipe *recipe = nib_recipe_find(name, error);
+        if (!recipe) return NIB_ERR_USAGE;
+        for (unsigned i = 0; i < *n; i++)
+            if (out[i] == recipe)
+                return nib_cli_fail(error, NIB_ERR_USAGE, "leave one out", "%s is in the list twice", name);
+        if (*n == most) return nib_cli_fail(error, NIB_ERR_USAGE, NULL, "more than %u formats", most);
+        out[(*n)++] = recipe;
+        at = comma ? comma + 1 : NULL;
+    }
+    return NIB_OK;
+}

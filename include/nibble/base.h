@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #if defined(__GNUC__)
-#define NIB_API __attribute__((visibility("default")))
+#define NIB_API                      __attribute__((visibility("default")))
 #define NIB_PRINTF(fmt_index, first) __attribute__((format(printf, fmt_index, first)))
 #else
 #define NIB_API
@@ -37,12 +37,12 @@ typedef enum nib_status {
  * Texts are UTF-8, cut to fit; bytes that are not printable are replaced, so they are safe to show. */
 typedef struct nib_error {
     nib_status code;
-    int os_errno;       /* errno of the failed system call, 0 if none */
-    int64_t offset;     /* byte offset in file, -1 if none */
-    char message[512];  /* what happened */
-    char file[1024];    /* file it happened in, "" if none */
-    char field[128];    /* field, tensor or key, "" if none */
-    char hint[256];     /* what to do, "" if nothing helps */
+    int os_errno;      /* errno of the failed system call, 0 if none */
+    int64_t offset;    /* byte offset in file, -1 if none */
+    char message[512]; /* what happened */
+    char file[1024];   /* file it happened in, "" if none */
+    char field[128];   /* field, tensor or key, "" if none */
+    char hint[256];    /* what to do, "" if nothing helps */
 } nib_error;
 
 /* One-word name of a status: "ok", "corrupt", ... Never NULL. */

@@ -12,14 +12,14 @@ extern "C" {
 /* ---- Choice questions ------------------------------------------------------------------------------------------------ */
 
 typedef struct nib_question {
-    char *prompt;          /* scored continuation follows this text: " " + choice */
-    char *category;        /* "" if none */
+    char *prompt;   /* scored continuation follows this text: " " + choice */
+    char *category; /* "" if none */
     char **choices;
     uint32_t n_choices, answer;
 } nib_question;
 
 typedef struct nib_questions {
-    char name[128];        /* file name without directory and extension */
+    char name[128]; /* file name without directory and extension */
     nib_question *items;
     uint32_t n;
 } nib_questions;
@@ -32,9 +32,9 @@ NIB_API void nib_questions_fini(nib_questions *questions);
 /* One model's answers. */
 typedef struct nib_choice_scores {
     uint32_t n;
-    double **sums;         /* (n)(n_choices) sum of log-probabilities of each choice, nats */
+    double **sums;            /* (n)(n_choices) sum of log-probabilities of each choice, nats */
     bool *right, *right_norm; /* (n) argmax of sum / of sum over characters equals the answer; first of equals */
-    uint32_t *picked;      /* (n) argmax of sum */
+    uint32_t *picked;         /* (n) argmax of sum */
     double accuracy, accuracy_err, accuracy_norm; /* fractions; err = sqrt(p(1-p)/(n-1)) */
 } nib_choice_scores;
 
@@ -47,40 +47,40 @@ NIB_API void nib_choice_scores_fini(nib_choice_scores *scores);
 
 /* Statistics of a per-token quantity. Percentiles by linear interpolation between sorted values. */
 typedef struct nib_distribution {
-    double mean, err;      /* standard error of the mean, tokens taken as independent */
+    double mean, err; /* standard error of the mean, tokens taken as independent */
     double min, p01, p05, p10, median, p90, p95, p99, p99_9, max;
 } nib_distribution;
 
 typedef struct nib_eval_model {
-    char model[1024];      /* path */
-    char format[64];       /* recipe or format name, best known */
+    char model[1024]; /* path */
+    char format[64];  /* recipe or format name, best known */
     char hash[33];
-    uint64_t bytes;        /* file */
+    uint64_t bytes; /* file */
     double bpw;
-    double nll, nll_err;   /* mean negative log-likelihood, nats per token */
-    double ppl, ppl_err;   /* exp(nll); ppl * nll_err */
+    double nll, nll_err; /* mean negative log-likelihood, nats per token */
+    double ppl, ppl_err; /* exp(nll); ppl * nll_err */
     /* Against the reference; unused for the reference itself. */
     double ln_ppl_ratio, ln_ppl_ratio_err; /* paired */
-    double correlation;    /* of the per-token nll with the reference's */
-    nib_distribution kld;  /* nats, over the whole vocabulary */
+    double correlation;                    /* of the per-token nll with the reference's */
+    nib_distribution kld;                  /* nats, over the whole vocabulary */
     double same_top, same_top_err;         /* fraction of tokens with the same likeliest next token */
-    nib_distribution dp;   /* probability of the true next token, minus the reference's */
+    nib_distribution dp;                   /* probability of the true next token, minus the reference's */
     double dp_rms, dp_rms_err;
     double weights_only_kld, weights_only_same_top; /* on the exact path; NaN if not measured */
     /* Choice questions, if any. */
     bool has_choice;
     double accuracy, accuracy_err, accuracy_norm;
     uint32_t flips_to_wrong, flips_to_right, flips_wrong_to_wrong;
-    double mcnemar_p;      /* two-sided exact test on the flips between right and wrong */
-    float *kld_tokens;     /* (n_scored) per-token divergence, in text order; NULL for the reference */
+    double mcnemar_p;  /* two-sided exact test on the flips between right and wrong */
+    float *kld_tokens; /* (n_scored) per-token divergence, in text order; NULL for the reference */
 } nib_eval_model;
 
 typedef struct nib_eval_params {
-    const char *text_path;      /* file; NULL = the built-in text */
-    uint32_t n_ctx;             /* 0 = 512 */
-    uint32_t n_chunks;          /* 0 = all */
-    bool exact;                 /* everything on the exact path, the quantized models too */
-    bool weights_only;          /* also measure the quantized models on the exact path */
+    const char *text_path;          /* file; NULL = the built-in text */
+    uint32_t n_ctx;                 /* 0 = 512 */
+    uint32_t n_chunks;              /* 0 = all */
+    bool exact;                     /* everything on the exact path, the quantized models too */
+    bool weights_only;              /* also measure the quantized models on the exact path */
     const nib_questions *questions; /* NULL = none */
 } nib_eval_params;
 
@@ -91,7 +91,7 @@ typedef struct nib_eval {
     bool exact;
     char task[128];
     uint32_t n_questions;
-    nib_eval_model reference;          /* on the exact path */
+    nib_eval_model reference;                     /* on the exact path */
     double noise_floor_kld, noise_floor_same_top; /* reference's deployed path against its exact path; NaN if exact */
     uint32_t n_models;
     nib_eval_model *models;
@@ -156,20 +156,20 @@ NIB_API void nib_bench_write_json(const nib_bench *bench, nib_json *json);
 /* ---- Weights ---------------------------------------------------------------------------------------------------------- */
 
 #define NIB_HISTOGRAM_BINS 256
-#define NIB_TOP_WEIGHTS 32
+#define NIB_TOP_WEIGHTS    32
 
 /* The distribution of all matrix weights of a file (tensors with two or more dimensions), decoded. */
 typedef struct nib_weight_stats {
     uint64_t n;
     double mean, std, min, max, absmax, kurtosis; /* kurtosis: fourth standardised moment, 3 for a Gaussian */
     uint64_t n_outliers_6sigma;
-    double edge;                             /* histogram spans -edge .. edge, equal bins, the ends take what is outside */
+    double edge; /* histogram spans -edge .. edge, equal bins, the ends take what is outside */
     uint64_t histogram[NIB_HISTOGRAM_BINS];
     struct {
         double value;
         char tensor[64];
-        uint64_t index;                      /* flat element index */
-    } top[NIB_TOP_WEIGHTS];                  /* largest magnitudes, largest first */
+        uint64_t index;     /* flat element index */
+    } top[NIB_TOP_WEIGHTS]; /* largest magnitudes, largest first */
     uint32_t n_top;
 } nib_weight_stats;
 

@@ -29,15 +29,15 @@ typedef enum nib_verdict {
 typedef struct nib_format nib_format;
 
 typedef struct nib_format_facts {
-    const char *name;        /* "q4_k": nibble's and the command line's name, lower case */
-    const char *gguf_name;   /* "q4_K": llama.cpp's spelling; same as name where llama.cpp has none */
-    uint32_t gguf_type;      /* tensor type id in GGUF files */
-    uint32_t block;          /* weights per block */
-    uint32_t bytes;          /* bytes per block */
+    const char *name;      /* "q4_k": nibble's and the command line's name, lower case */
+    const char *gguf_name; /* "q4_K": llama.cpp's spelling; same as name where llama.cpp has none */
+    uint32_t gguf_type;    /* tensor type id in GGUF files */
+    uint32_t block;        /* weights per block */
+    uint32_t bytes;        /* bytes per block */
     nib_class kind;
-    const char *about;       /* one line: what is stored, when to use it */
+    const char *about; /* one line: what is stored, when to use it */
     bool can_encode, can_decode;
-    bool is_nibbles_own;     /* only nibble reads it */
+    bool is_nibbles_own; /* only nibble reads it */
 } nib_format_facts;
 
 /* All formats in a fixed order; NULL past the last. */

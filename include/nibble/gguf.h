@@ -12,8 +12,19 @@ extern "C" {
 #endif
 
 typedef enum nib_gguf_type {
-    NIB_GGUF_U8, NIB_GGUF_I8, NIB_GGUF_U16, NIB_GGUF_I16, NIB_GGUF_U32, NIB_GGUF_I32, NIB_GGUF_F32, NIB_GGUF_BOOL,
-    NIB_GGUF_STRING, NIB_GGUF_ARRAY, NIB_GGUF_U64, NIB_GGUF_I64, NIB_GGUF_F64
+    NIB_GGUF_U8,
+    NIB_GGUF_I8,
+    NIB_GGUF_U16,
+    NIB_GGUF_I16,
+    NIB_GGUF_U32,
+    NIB_GGUF_I32,
+    NIB_GGUF_F32,
+    NIB_GGUF_BOOL,
+    NIB_GGUF_STRING,
+    NIB_GGUF_ARRAY,
+    NIB_GGUF_U64,
+    NIB_GGUF_I64,
+    NIB_GGUF_F64
 } nib_gguf_type;
 
 /* Borrowed text, not NUL-terminated, not necessarily UTF-8. */
@@ -35,16 +46,16 @@ typedef struct nib_gguf_kv {
 
 /* One tensor; borrowed from the file. */
 typedef struct nib_tensor {
-    const char *name;           /* NUL-terminated, at most 63 bytes, unique */
+    const char *name; /* NUL-terminated, at most 63 bytes, unique */
     const nib_format *format;
-    uint32_t n_dims;            /* 1..4, as stored */
-    uint64_t ne[4];             /* ne[0] is the contiguous dimension; 1 past n_dims */
-    uint64_t n_elements;        /* product of ne */
-    uint64_t n_bytes;           /* payload without padding */
-    uint64_t offset;            /* from the start of the file */
-    const uint8_t *data;        /* mapped payload */
-    unsigned shard;             /* file it lies in, 0 = first */
-    int64_t info_offset;        /* byte offset of its description in the file */
+    uint32_t n_dims;     /* 1..4, as stored */
+    uint64_t ne[4];      /* ne[0] is the contiguous dimension; 1 past n_dims */
+    uint64_t n_elements; /* product of ne */
+    uint64_t n_bytes;    /* payload without padding */
+    uint64_t offset;     /* from the start of the file */
+    const uint8_t *data; /* mapped payload */
+    unsigned shard;      /* file it lies in, 0 = first */
+    int64_t info_offset; /* byte offset of its description in the file */
 } nib_tensor;
 
 typedef struct nib_gguf nib_gguf;
@@ -70,12 +81,12 @@ NIB_API const nib_gguf_kv *nib_gguf_kv_at(const nib_gguf *gguf, uint64_t index);
 NIB_API const nib_gguf_kv *nib_gguf_find(const nib_gguf *gguf, const char *key); /* NULL if absent */
 
 /* Typed reads. false if the key is absent or its value does not fit the asked type (integers of any width and signedness
- * are accepted as long as the value fits). */
+ * are accepted as long as the value fits; f64 also takes integers). A scalar of an array key is absent. */
 NIB_API bool nib_gguf_get_u64(const nib_gguf *gguf, const char *key, uint64_t *out);
 NIB_API bool nib_gguf_get_f64(const nib_gguf *gguf, const char *key, double *out);
 NIB_API bool nib_gguf_get_bool(const nib_gguf *gguf, const char *key, bool *out);
 NIB_API bool nib_gguf_get_text(const nib_gguf *gguf, const char *key, nib_text *out);
-/* Element `index` of an array (or the scalar itself for index 0). */
+/* Element `index` of an array (or the scalar itself for index 0). Booleans read as the integers 0 and 1. */
 NIB_API bool nib_gguf_kv_u64(const nib_gguf_kv *kv, uint64_t index, uint64_t *out);
 NIB_API bool nib_gguf_kv_i64(const nib_gguf_kv *kv, uint64_t index, int64_t *out);
 NIB_API bool nib_gguf_kv_f64(const nib_gguf_kv *kv, uint64_t index, double *out);

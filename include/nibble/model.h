@@ -15,12 +15,12 @@ extern "C" {
 typedef struct nib_model nib_model;
 
 typedef struct nib_model_facts {
-    const char *arch;    /* "llama", "qwen2", ... */
-    const char *name;    /* general.name or the file's name */
+    const char *arch; /* "llama", "qwen2", ... */
+    const char *name; /* general.name or the file's name */
     uint32_t n_vocab, n_ctx_train, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff;
-    uint64_t n_params;        /* all elements of all tensors */
-    uint64_t weight_bytes;    /* all payloads */
-    double bpw;               /* 8 * weight_bytes / n_params */
+    uint64_t n_params;     /* all elements of all tensors */
+    uint64_t weight_bytes; /* all payloads */
+    double bpw;            /* 8 * weight_bytes / n_params */
 } nib_model_facts;
 
 /* Opens and validates a model of an architecture nibble runs. The GGUF stays open inside.
@@ -53,10 +53,10 @@ typedef struct nib_session_params {
 
 /* What a session takes, by category, before it is taken. */
 typedef struct nib_memory_plan {
-    uint64_t weights;      /* mapped file bytes, shared, not anonymous */
-    uint64_t kv_cache;     /* n_seq * n_ctx positions */
-    uint64_t kv_per_token; /* one position */
-    uint64_t scratch;      /* activations and per-worker buffers */
+    uint64_t weights;        /* mapped file bytes, shared, not anonymous */
+    uint64_t kv_cache;       /* n_seq * n_ctx positions */
+    uint64_t kv_per_token;   /* one position */
+    uint64_t scratch;        /* activations and per-worker buffers */
     uint64_t macs_per_token; /* multiply-adds of the matrices for one token, head included */
 } nib_memory_plan;
 
@@ -79,8 +79,8 @@ typedef struct nib_segment {
 /* Runs the segments (each sequence at most once) through all layers and writes the final normalised hidden states of the
  * wanted tokens, in order of segments: hidden (sum of n - out_from, n_embd). hidden may be NULL if none are wanted.
  * Errors: NIB_ERR_USAGE (ids, positions or sequences out of range), NIB_ERR_MEMORY. */
-NIB_API nib_status nib_session_run(nib_session *session, const nib_segment *segments, uint32_t n_segments, float *hidden,
-                                   nib_error *error);
+NIB_API nib_status nib_session_run(nib_session *session, const nib_segment *segments, uint32_t n_segments,
+                                   float *hidden, nib_error *error);
 /* Logits of hidden states: hidden (n_rows, n_embd) -> logits (n_rows, n_vocab). */
 NIB_API nib_status nib_session_head(nib_session *session, const float *hidden, uint32_t n_rows, float *logits,
                                     nib_error *error);
@@ -99,9 +99,9 @@ typedef enum nib_stop { NIB_STOP_EOS, NIB_STOP_LIMIT, NIB_STOP_LOOP, NIB_STOP_EM
 NIB_API const char *nib_stop_name(nib_stop stop);
 
 typedef struct nib_generate_params {
-    uint32_t n_max;              /* most tokens to generate */
-    nib_sampler *sampler;        /* NULL = greedy */
-    bool stop_at_loop;           /* stop when the last 64 tokens or more are one piece of at most 32 tokens repeated at
+    uint32_t n_max;       /* most tokens to generate */
+    nib_sampler *sampler; /* NULL = greedy */
+    bool stop_at_loop;    /* stop when the last 64 tokens or more are one piece of at most 32 tokens repeated at
                                     least 4 times */
     /* Called with each piece of text, complete UTF-8 characters only (what is left is flushed at the end); return false
      * to stop (NIB_STOP_CALLER). May be NULL. */
@@ -110,10 +110,10 @@ typedef struct nib_generate_params {
 } nib_generate_params;
 
 typedef struct nib_generated {
-    nib_ids ids;          /* generated tokens without the one that ended it */
-    char *text;           /* NUL-terminated, malloc'ed */
+    nib_ids ids; /* generated tokens without the one that ended it */
+    char *text;  /* NUL-terminated, malloc'ed */
     size_t n_bytes;
-    nib_stop stop;        /* NIB_STOP_EMPTY: it ended by itself having said nothing but white space */
+    nib_stop stop; /* NIB_STOP_EMPTY: it ended by itself having said nothing but white space */
     double prompt_seconds, generate_seconds;
 } nib_generated;
 

@@ -26,35 +26,35 @@ NIB_API const nib_format *nib_recipe_format(const nib_recipe *recipe);
 /* What becomes of one tensor. */
 typedef struct nib_choice_of_format {
     const nib_tensor *tensor;
-    const nib_format *format;  /* the tensor's own format if it is copied */
+    const nib_format *format; /* the tensor's own format if it is copied */
     bool copied;
-    char fallback[96];         /* why another format than the recipe's was taken; "" if none */
+    char fallback[96]; /* why another format than the recipe's was taken; "" if none */
 } nib_choice_of_format;
 
 /* Decides for every tensor of a file, in output order. out: (nib_gguf_n_tensors) entries of the caller's.
  * pure: the recipe's one format for every matrix that can hold it.
  * NIB_ERR_UNSUPPORTED: a row no fallback can hold, or a source type that cannot be decoded yet (tensor named). */
-NIB_API nib_status nib_recipe_choose(const nib_recipe *recipe, bool pure, const nib_gguf *gguf, nib_choice_of_format *out,
-                                     nib_error *error);
+NIB_API nib_status nib_recipe_choose(const nib_recipe *recipe, bool pure, const nib_gguf *gguf,
+                                     nib_choice_of_format *out, nib_error *error);
 
 /* ---- Quantizing ------------------------------------------------------------------------------------------------------ */
 
 typedef struct nib_quantize_params {
     const nib_recipe *recipe;
     bool pure;
-    bool force;           /* replace an existing output (never an input) */
-    bool no_provenance;   /* leave nibble's own metadata out */
-    bool no_sync;         /* do not fsync: for files thrown away after measuring */
-    bool measure_error;   /* fill rel_rmse and max_abs_err: decodes what was written and compares */
+    bool force;         /* replace an existing output (never an input) */
+    bool no_provenance; /* leave nibble's own metadata out */
+    bool no_sync;       /* do not fsync: for files thrown away after measuring */
+    bool measure_error; /* fill rel_rmse and max_abs_err: decodes what was written and compares */
 } nib_quantize_params;
 
 typedef struct nib_quantized_tensor {
     char name[64];
     const nib_format *from, *to;
     uint64_t n_bytes;
-    double rel_rmse;     /* sqrt(sum (w - q)^2 / sum w^2); NaN if not measured or w is zero */
-    double max_abs_err;  /* NaN if not measured */
-    char fallback[96];   /* "" if none */
+    double rel_rmse;    /* sqrt(sum (w - q)^2 / sum w^2); NaN if not measured or w is zero */
+    double max_abs_err; /* NaN if not measured */
+    char fallback[96];  /* "" if none */
 } nib_quantized_tensor;
 
 typedef struct nib_quantized {
@@ -63,8 +63,8 @@ typedef struct nib_quantized {
     bool pure;
     uint64_t bytes_in, bytes_out; /* whole files */
     double bpw, seconds;
-    uint64_t peak_rss;            /* anonymous bytes */
-    char hash[33];                /* nib_gguf_hash of the output */
+    uint64_t peak_rss; /* anonymous bytes */
+    char hash[33];     /* nib_gguf_hash of the output */
     uint32_t n_tensors;
     nib_quantized_tensor *tensors;
 } nib_quantized;

@@ -11,20 +11,20 @@ extern "C" {
 #endif
 
 typedef struct nib_study_params {
-    const char *model;              /* path, or "demo" */
+    const char *model;               /* path, or "demo" */
     const nib_recipe *const *levels; /* (n_levels) */
     uint32_t n_levels;
     bool pure;
-    const char *text_path;          /* NULL = the built-in text */
-    const char *choice_path;        /* NULL = the demo's questions for "demo", otherwise none; "" = none */
-    const char *const *prompts;     /* (n_prompts) chat prompts; NULL = the built-in ones */
+    const char *text_path;      /* NULL = the built-in text */
+    const char *choice_path;    /* NULL = the demo's questions for "demo", otherwise none; "" = none */
+    const char *const *prompts; /* (n_prompts) chat prompts; NULL = the built-in ones */
     uint32_t n_prompts;
-    uint32_t n_tries;               /* 0 = 1; above 1 the answers are sampled with seeds 1.. */
-    uint32_t n_talk_tokens;         /* 0 = 160 */
-    uint32_t n_chunks;              /* of text; 0 = all */
-    const char *out_dir;            /* NULL = "nibble-study-NAME" */
-    bool force;                     /* replace an existing out_dir that a study wrote */
-    bool keep;                      /* keep the quantized files in out_dir */
+    uint32_t n_tries;       /* 0 = 1; above 1 the answers are sampled with seeds 1.. */
+    uint32_t n_talk_tokens; /* 0 = 160 */
+    uint32_t n_chunks;      /* of text; 0 = all */
+    const char *out_dir;    /* NULL = "nibble-study-NAME" */
+    bool force;             /* replace an existing out_dir that a study wrote */
+    bool keep;              /* keep the quantized files in out_dir */
 } nib_study_params;
 
 /* The recipes of a named set: "default", "article"; 0 if unknown. out: at least 16 entries. */
@@ -32,9 +32,9 @@ NIB_API uint32_t nib_study_levels(const char *set, const nib_recipe **out);
 
 /* What a study will take. */
 typedef struct nib_study_plan {
-    double seconds;          /* expected, from the measured speed of this machine */
-    uint64_t disk_bytes;     /* most that is on disk at once */
-    uint64_t memory_bytes;   /* beyond mapped files */
+    double seconds;        /* expected, from the measured speed of this machine */
+    uint64_t disk_bytes;   /* most that is on disk at once */
+    uint64_t memory_bytes; /* beyond mapped files */
     char out_dir[1024];
 } nib_study_plan;
 NIB_API nib_status nib_study_prepare(const nib_study_params *params, nib_pool *pool, nib_study_plan *out,
@@ -46,27 +46,27 @@ typedef struct nib_try {
     nib_stop stop;
 } nib_try;
 
-typedef struct nib_next_token {   /* one of the likeliest next tokens of the probed prompt */
+typedef struct nib_next_token { /* one of the likeliest next tokens of the probed prompt */
     char piece[64];
-    double *probability;          /* (1 + n_levels), reference first */
+    double *probability; /* (1 + n_levels), reference first */
 } nib_next_token;
 
 typedef struct nib_study {
     char name[256], out_dir[1024];
     uint32_t n_levels, n_prompts, n_tries;
-    nib_quantized *quantized;     /* (n_levels) */
-    nib_eval eval;                /* reference and (n_levels) models */
-    nib_bench bench;              /* results of the reference first, then each level */
-    nib_weight_stats *weights;    /* (1 + n_levels), reference first, all with the reference's edge */
-    char **prompts;               /* (n_prompts) */
-    bool *prompt_is_raw;          /* (n_prompts) plain completion instead of a chat turn */
-    nib_try *talk;                /* (n_prompts, 1 + n_levels, n_tries) */
-    char *probe;                  /* prompt whose next token was probed */
+    nib_quantized *quantized;  /* (n_levels) */
+    nib_eval eval;             /* reference and (n_levels) models */
+    nib_bench bench;           /* results of the reference first, then each level */
+    nib_weight_stats *weights; /* (1 + n_levels), reference first, all with the reference's edge */
+    char **prompts;            /* (n_prompts) */
+    bool *prompt_is_raw;       /* (n_prompts) plain completion instead of a chat turn */
+    nib_try *talk;             /* (n_prompts, 1 + n_levels, n_tries) */
+    char *probe;               /* prompt whose next token was probed */
     uint32_t n_next;
-    nib_next_token *next;         /* (n_next) */
-    int32_t cliff;                /* index of the first level over the cliff in order of size, -1 if none */
-    int32_t recommended;          /* level to use, -1 if none */
-    char verdict[2048];           /* in words */
+    nib_next_token *next; /* (n_next) */
+    int32_t cliff;        /* index of the first level over the cliff in order of size, -1 if none */
+    int32_t recommended;  /* level to use, -1 if none */
+    char verdict[2048];   /* in words */
     double seconds;
     uint64_t peak_anonymous_bytes;
 } nib_study;

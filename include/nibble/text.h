@@ -14,11 +14,11 @@ extern "C" {
 typedef struct nib_tokenizer nib_tokenizer;
 
 typedef struct nib_tokenizer_facts {
-    const char *model;    /* "gpt2" (byte-level BPE), "llama" (SentencePiece), ... as stored */
-    const char *pre;      /* pre-tokenizer name as stored; "default" if absent */
-    bool can_tokenize;    /* false: ids and pieces work, text to ids is NIB_ERR_UNSUPPORTED */
+    const char *model; /* "gpt2" (byte-level BPE), "llama" (SentencePiece), ... as stored */
+    const char *pre;   /* pre-tokenizer name as stored; "default" if absent */
+    bool can_tokenize; /* false: ids and pieces work, text to ids is NIB_ERR_UNSUPPORTED */
     uint32_t n_vocab;
-    int32_t bos, eos;     /* -1 if none */
+    int32_t bos, eos; /* -1 if none */
     bool add_bos, add_eos;
 } nib_tokenizer_facts;
 

@@ -5,17 +5,17 @@
 #include "nibble/base.h"
 
 /* Forwards a failure to the caller; for functions that have nothing to clean up. */
-#define NIB_TRY(expression)                                                                                            \
-    do {                                                                                                               \
-        nib_status nib_try_status_ = (expression);                                                                     \
-        if (nib_try_status_ != NIB_OK) return nib_try_status_;                                                         \
+#define NIB_TRY(expression)                                    \
+    do {                                                       \
+        nib_status nib_try_status_ = (expression);             \
+        if (nib_try_status_ != NIB_OK) return nib_try_status_; \
     } while (0)
 
 /* Forwards a failure to the function's one `fail:` label, leaving it in the local variable `status`. */
-#define NIB_TRY_GOTO(expression)                                                                                       \
-    do {                                                                                                               \
-        status = (expression);                                                                                         \
-        if (status != NIB_OK) goto fail;                                                                               \
+#define NIB_TRY_GOTO(expression)         \
+    do {                                 \
+        status = (expression);           \
+        if (status != NIB_OK) goto fail; \
     } while (0)
 
 /* All of these overwrite *error (which may be NULL) and return `code`. Texts from files may be passed to %s: what is not

@@ -3,6 +3,7 @@
 #define NIB_BASE_MEMORY_H
 
 #include "nibble/base.h"
+
 #include <string.h>
 
 /* true and the result if it fits 64 bits. */

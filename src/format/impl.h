@@ -30,7 +30,7 @@ typedef struct nib_codes {
 struct nib_format {
     nib_format_facts facts;
     nib_activation activation;
-    uint32_t group;       /* NIB_CLASS_SCALED: weights per scale, 16 or 32 */
+    uint32_t group;        /* NIB_CLASS_SCALED: weights per scale, 16 or 32 */
     uint32_t parameter[3]; /* for families of formats in one file: what tells this member from the others */
 
     /* n is a multiple of facts.block. NULL: this format cannot be written. */
@@ -50,7 +50,7 @@ typedef struct nib_format_set {
 } nib_format_set;
 
 #define NIB_PASTE_(a, b) a##b
-#define NIB_PASTE(a, b) NIB_PASTE_(a, b)
+#define NIB_PASTE(a, b)  NIB_PASTE_(a, b)
 #ifndef NIB_LEVEL
 #define NIB_LEVEL portable
 #endif
@@ -58,9 +58,9 @@ typedef struct nib_format_set {
 #define NIB_AT_LEVEL(prefix) NIB_PASTE(prefix, NIB_LEVEL)
 
 /* Ends a format's file: NIB_FORMATS(q4_k, { .facts = {...}, .encode = encode, ... }) */
-#define NIB_FORMATS(file, ...)                                                                                         \
-    static const nib_format items_[] = {__VA_ARGS__};                                                                  \
-    extern const nib_format_set NIB_AT_LEVEL(nib_formats_##file##_);                                                   \
+#define NIB_FORMATS(file, ...)                                       \
+    static const nib_format items_[] = {__VA_ARGS__};                \
+    extern const nib_format_set NIB_AT_LEVEL(nib_formats_##file##_); \
     const nib_format_set NIB_AT_LEVEL(nib_formats_##file##_) = {items_, sizeof items_ / sizeof *items_}
 
 #endif

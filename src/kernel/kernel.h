@@ -5,7 +5,7 @@
 #define NIB_KERNEL_KERNEL_H
 
 #include "base/error.h"
-#include "base/pool.h"
+#include "cpu/pool.h"
 #include "nibble/format.h"
 
 typedef enum nib_path {

@@ -31,8 +31,8 @@ nib_value nib_op_norm(nib_op_context *context, nib_value x, nib_weight weight, f
 void nib_op_norm_heads(nib_op_context *context, nib_value x, nib_weight weight, uint32_t head_dim, float eps);
 nib_value nib_op_linear(nib_op_context *context, nib_value x, nib_weight weight, nib_weight bias);
 /* Several products of one input: out[i] = x W_i^T + b_i. bias may be NULL. */
-void nib_op_linears(nib_op_context *context, nib_value x, const nib_weight *weights, const nib_weight *biases, uint32_t n,
-                    nib_value *out);
+void nib_op_linears(nib_op_context *context, nib_value x, const nib_weight *weights, const nib_weight *biases,
+                    uint32_t n, nib_value *out);
 void nib_op_rope(nib_op_context *context, nib_value x, const nib_rope *rope, uint32_t head_dim);
 /* Stores k and v of `layer` in the cache and attends: (n_tokens, n_head * head_dim). */
 nib_value nib_op_attend(nib_op_context *context, uint32_t layer, nib_value q, nib_value k, nib_value v, uint32_t n_head,

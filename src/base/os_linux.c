@@ -1,0 +1,29 @@
+/* What differs by system: clock and memory accounting. */
+#include "nibble/base.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+double nib_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* The kernel keeps a high-water mark of all resident memory only (VmHWM), so the file-backed part of this moment is taken
+ * off it: exact when the mapped files are resident at the peak, an upper bound otherwise. */
+uint64_t nib_peak_anonymous_bytes(void) {
+    FILE *status = fopen("/proc/self/status", "r");
+    if (!status) return 0;
+    unsigned long long peak = 0, file = 0, anonymous = 0, value;
+    char line[256];
+    while (fgets(line, sizeof line, status)) {
+        if (sscanf(line, "VmHWM: %llu", &value) == 1) peak = value;
+        if (sscanf(line, "RssFile: %llu", &value) == 1) file = value;
+        if (sscanf(line, "RssAnon: %llu", &value) == 1) anonymous = value;
+    }
+    fclose(status);
+    const unsigned long long estimate = peak > file ? peak - file : 0;
+    return 1024 * (uint64_t)(estimate > anonymous ? estimate : anonymous);
+}

@@ -397,7 +397,7 @@ static void check_attention_of(nib_pool *pool, nib_path path, uint32_t n_head, u
                         assert_true(fabs(out.values[at + d] - sum) < 1e-5);
                     }
                 }
-        if (keep) memcpy(keep, out.values, out.n * sizeof(float));
+        if (keep && b == 1) memcpy(keep, out.values, out.n * sizeof(float));
         fenced_check_and_free(&out);
         nib_free_aligned(q);
         nib_free_aligned(k);

@@ -55,10 +55,27 @@ const char *nib_text_of_number(char out[32], double value) {
         snprintf(out, 32, "n/a");
     else if (size >= 100 || size == 0)
         snprintf(out, 32, "%.0f", value);
-    else if (size >= 1e-4)
-        snprintf(out, 32, "%.*f", size >= 10 ? 1 : size >= 1 ? 2 : (int)(2 - floor(log10(size))), value);
+    else if (size >= 1e-6)
+        snprintf(out, 32, "%.*f",
+                 size >= 10  ? 1
+                 : size >= 1 ? 2
+                             : (int)((size >= 1e-3 ? 2 : 1) - floor(log10(size))),
+                 value);
     else
         snprintf(out, 32, "%.1e", value);
+    return out;
+}
+
+const char *nib_text_of_error(char out[32], double value) {
+    const double size = fabs(value);
+    if (!isfinite(value))
+        snprintf(out, 32, "n/a");
+    else if (size >= 10 || size == 0)
+        snprintf(out, 32, "%.0f", value);
+    else if (size >= 1e-7)
+        snprintf(out, 32, "%.*f", (int)(1 - floor(log10(size))), value);
+    else
+        snprintf(out, 32, "%.0e", value);
     return out;
 }
 

@@ -135,7 +135,7 @@ static bool draw_speed_of(nib_svg *svg, const nib_study *study, row *rows, const
         if (result->n_runs > 1) {
             rows[i].lo = result->tokens_per_s - result->stddev;
             rows[i].hi = result->tokens_per_s + result->stddev;
-            snprintf(rows[i].text, sizeof rows[i].text, "%s ±%s", rate, nib_text_of_rate(spread, result->stddev));
+            snprintf(rows[i].text, sizeof rows[i].text, "%s ±%s", rate, nib_text_of_error(spread, result->stddev));
         } else {
             snprintf(rows[i].text, sizeof rows[i].text, "%s", rate);
         }
@@ -164,7 +164,7 @@ static void draw_perplexity(nib_svg *svg, const nib_study *study, row *rows) {
         snprintf(rows[i].text, sizeof rows[i].text, "%s ±%s",
                  model->ppl < 10 ? (snprintf(number, sizeof number, "%.3f", model->ppl), number)
                                  : nib_text_of_number(number, model->ppl),
-                 nib_text_of_number(error, model->ppl_err));
+                 nib_text_of_error(error, model->ppl_err));
     }
     rows_range(rows, 0, study->n_levels + 1, &lo, &hi);
     const bool log = lo > 0 && hi > 3 * lo;
@@ -278,7 +278,7 @@ static bool draw_kld(nib_svg *svg, const nib_study *study) {
     const double floor_kld = study->eval.noise_floor_kld;
     const bool has_floor = isfinite(floor_kld) && floor_kld > 0;
     if (has_floor) lo = fmin(lo, floor_kld);
-    const double top = (double)longest * NIB_SVG_CHARACTER + 26, bottom = top + 230;
+    const double top = (double)longest * NIB_SVG_CHARACTER + 30, bottom = top + 230;
     const double smallest = (double)study->eval.models[upward[0]].bytes,
                  largest = (double)study->eval.models[order[0]].bytes;
     const double unit = largest >= 2e9 ? 1e9 : 1e6, room = fmax((largest - smallest) * 0.08, largest * 0.01);

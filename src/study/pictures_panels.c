@@ -17,7 +17,7 @@ static panel panel_at(uint32_t index, double height, double below) {
 }
 
 static void panel_title(nib_svg *svg, const nib_study *study, const panel *at, uint32_t level, const char *more) {
-    char title[96];
+    char title[128];
     snprintf(title, sizeof title, "%s%s", study->eval.models[level].format, more);
     nib_svg_text(svg, at->left, at->top - 6, NIB_ANCHOR_START, nib_study_is_over_cliff(study, level) ? "bad" : "strong",
                  title);
@@ -95,7 +95,7 @@ bool nib_draw_weights(nib_svg *svg, const nib_study *study, bool log_scale) {
         nib_svg_line(svg, at.left, at.bottom, at.right, at.bottom, "axis");
         if (log_scale) mark_outliers(svg, stats, &axis, at.bottom);
         char text[40], edge[32];
-        nib_text_of_number(edge, original->edge);
+        snprintf(edge, sizeof edge, "%.2g", original->edge);
         snprintf(text, sizeof text, "−%s", edge);
         nib_svg_text(svg, at.left, at.bottom + 21, NIB_ANCHOR_START, "mut", text);
         nib_svg_text(svg, (at.left + at.right) / 2, at.bottom + 21, NIB_ANCHOR_MIDDLE, "mut", "0");

@@ -18,18 +18,19 @@ static const char page_css[] =
     "*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}"
     "body{margin:0;background:var(--page);color:var(--ink);font:17px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,"
     "'Noto Sans',sans-serif;overflow-wrap:break-word}"
-    "main{max-width:1120px;margin:0 auto;padding:12px}h1{font-size:1.7rem;line-height:1.2;margin:.6em 0 .2em}"
+    "main{max-width:1240px;margin:0 auto;padding:8px}h1{font-size:1.7rem;line-height:1.2;margin:.6em 0 .2em}"
     "h2{font-size:1.3rem;margin:2em 0 .6em}h3{font-size:1.05rem;line-height:1.3;margin:0 0 .5em}"
     "p{margin:.5em 0;max-width:46em}a{color:var(--link)}"
     ".soft{color:var(--soft)}.small{font-size:.88rem}.good{color:var(--good);font-weight:600}"
     ".bad{color:var(--bad);font-weight:600}"
-    ".card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px}"
+    ".card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 8px}"
     ".verdict{border-left:6px solid var(--good);padding:14px 18px}.verdict p{font-size:1.08rem}"
     ".scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}"
     ".scroll:focus-visible{outline:3px solid var(--link)}"
-    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}"
+    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.86rem}"
+    "td i{color:var(--soft);font-style:normal;font-size:.82em}"
     "caption{text-align:left;padding:10px 12px 4px;color:var(--soft)}"
-    "th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}"
+    "th,td{padding:7px 8px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}"
     "thead "
     "th{border-top:0;vertical-align:bottom;white-space:normal}th:first-child{text-align:left;position:sticky;left:0;"
     "background:var(--card)}tr.use th,tr.use td{background:color-mix(in srgb,var(--good) 12%,var(--card))}"
@@ -42,7 +43,7 @@ static const char page_css[] =
     "border-left:3px solid var(--line);white-space:pre-wrap}dd.note{border:0;white-space:normal;font-size:.88rem}"
     ".facts{display:grid;grid-template-columns:minmax(0,1fr);gap:0 1.2em}.facts dt{margin-top:.5em}.facts dd{border:0;"
     "padding:0;white-space:normal;overflow-wrap:anywhere}"
-    "@media(min-width:700px){main{padding:20px 28px}.facts{grid-template-columns:13em minmax(0,1fr)}"
+    "@media(min-width:700px){main{padding:20px 28px}.card{padding:14px}.facts{grid-template-columns:13em minmax(0,1fr)}"
     ".facts dd{margin-top:.5em}}";
 
 static void add(nib_string *out, const char *text) {
@@ -71,8 +72,8 @@ static void write_speed_cell(nib_string *out, const nib_bench_result *result) {
     if (result == NULL)
         add(out, "<td>–</td>");
     else if (result->n_runs > 1)
-        nib_string_addf(out, "<td>%s ±%s</td>", nib_text_of_rate(rate, result->tokens_per_s),
-                        nib_text_of_rate(spread, result->stddev));
+        nib_string_addf(out, "<td>%s <i>±%s</i></td>", nib_text_of_rate(rate, result->tokens_per_s),
+                        nib_text_of_error(spread, result->stddev));
     else
         nib_string_addf(out, "<td>%s</td>", nib_text_of_rate(rate, result->tokens_per_s));
 }
@@ -81,7 +82,7 @@ static void write_row(nib_string *out, const nib_study *study, uint32_t index) {
     const nib_eval_model *model = nib_study_model(study, index);
     const bool use = index > 0 && study->recommended == (int32_t)index - 1;
     const bool over = index > 0 && nib_study_is_over_cliff(study, index - 1);
-    char a[32], b[32];
+    char a[32], b[32], c[32];
     nib_string_addf(out, "<tr%s><th scope=\"row\">", use ? " class=\"use\"" : "");
     nib_markup_escape(out, nib_study_label(study, index));
     if (use) add(out, "<span class=\"tag good\">use this one</span>");
@@ -91,18 +92,18 @@ static void write_row(nib_string *out, const nib_study *study, uint32_t index) {
     nib_string_addf(out, "</th><td>%s</td><td>%.2f</td>", nib_text_of_bytes(a, (double)model->bytes), model->bpw);
     nib_string_addf(out, "<td>%.1f×</td>", (double)study->eval.reference.bytes / fmax((double)model->bytes, 1));
     if (model->ppl < 10)
-        nib_string_addf(out, "<td>%.4f ±%s</td>", model->ppl, nib_text_of_number(b, model->ppl_err));
+        nib_string_addf(out, "<td>%.4f <i>±%s</i></td>", model->ppl, nib_text_of_error(b, model->ppl_err));
     else
-        nib_string_addf(out, "<td>%s ±%s</td>", nib_text_of_number(a, model->ppl),
-                        nib_text_of_number(b, model->ppl_err));
+        nib_string_addf(out, "<td>%s <i>±%s</i></td>", nib_text_of_number(a, model->ppl),
+                        nib_text_of_error(b, model->ppl_err));
     if (index == 0)
         add(out, "<td>0</td><td>0</td><td>100%</td>");
     else
-        nib_string_addf(out, "<td>%s ±%s</td><td>%s</td><td>%.1f%% ±%.1f</td>", nib_text_of_number(a, model->kld.mean),
-                        nib_text_of_number((char[32]){0}, model->kld.err), nib_text_of_number(b, model->kld.p99),
-                        100 * model->same_top, 100 * model->same_top_err);
+        nib_string_addf(out, "<td>%s <i>±%s</i></td><td>%s</td><td>%.1f%% <i>±%.1f</i></td>",
+                        nib_text_of_number(a, model->kld.mean), nib_text_of_error(c, model->kld.err),
+                        nib_text_of_number(b, model->kld.p99), 100 * model->same_top, 100 * model->same_top_err);
     if (study->eval.reference.has_choice)
-        nib_string_addf(out, "<td>%.1f%% ±%.1f</td>", 100 * model->accuracy, 100 * model->accuracy_err);
+        nib_string_addf(out, "<td>%.1f%% <i>±%.1f</i></td>", 100 * model->accuracy, 100 * model->accuracy_err);
     write_speed_cell(out, nib_study_speed(study, index, "pp"));
     write_speed_cell(out, nib_study_speed(study, index, "tg"));
     if (study->n_prompts > 0)

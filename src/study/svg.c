@@ -158,7 +158,7 @@ void nib_svg_y_axis(nib_svg *svg, const nib_axis *axis, double x_left, double x_
 
 /* Okabe and Ito's colours, which people with any colour vision tell apart; lighter ones of them in the dark. */
 const char *nib_svg_css(void) {
-    return ".nib text{font:13.5px system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans',sans-serif;fill:#1a1a1a}"
+    return ".nib text{font:14px system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans',sans-serif;fill:#1a1a1a}"
            ".nib text.mut{fill:#555}.nib text.strong{font-weight:600}.nib text.bad{fill:#a83f00;font-weight:600}"
            ".nib .grid{stroke:#e2e2e2}.nib .axis{stroke:#777}.nib .back{fill:#fff}"
            ".nib .f0{fill:#0072b2}.nib .f1{fill:#d55e00}.nib .f2{fill:#008060}.nib .f3{fill:#b0558a}.nib "

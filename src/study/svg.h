@@ -1,4 +1,4 @@
-/* A small writer of SVG pictures: shapes, text, axes. Pictures are 400 units wide with text of 13.5 units, so that text
+/* A small writer of SVG pictures: shapes, text, axes. Pictures are 400 units wide with text of 14 units, so that text
  * is still 11 pixels high on a phone 360 pixels wide. Colours are classes, which follow light and dark. */
 #ifndef NIB_STUDY_SVG_H
 #define NIB_STUDY_SVG_H
@@ -6,7 +6,7 @@
 #include "base/memory.h"
 
 #define NIB_SVG_WIDTH     400.0
-#define NIB_SVG_CHARACTER 7.4 /* generous width of one character of text */
+#define NIB_SVG_CHARACTER 8.1 /* generous width of one character of text */
 
 typedef struct nib_svg {
     nib_string body;

@@ -106,11 +106,12 @@ static void make_weights(float *a, float *b, float *vector) {
 }
 
 typedef struct fixture {
-    float a[N_A], b[N_B], vector[N_VECTOR];
+    float weights[N_A + N_B]; /* of the first matrix, then of the second */
+    float vector[N_VECTOR];
 } fixture;
 
 static nib_status measure(const fixture *f, double edge, unsigned n_threads, nib_weight_stats *out, nib_error *error) {
-    bytes file = make_file(f->a, f->b, f->vector);
+    bytes file = make_file(f->weights, f->weights + N_A, f->vector);
     nib_pool *pool = NULL;
     nib_gguf *gguf = NULL;
     assert_int_equal(nib_pool_new(n_threads, &pool, error), NIB_OK);
@@ -122,27 +123,23 @@ static nib_status measure(const fixture *f, double edge, unsigned n_threads, nib
     return status;
 }
 
-static float weight_at(const fixture *f, int i) {
-    return i < N_A ? f->a[i] : f->b[i - N_A];
-}
-
 static void test_against_plain_sums(void **state) {
     fixture *f = *state;
     nib_weight_stats stats;
     nib_error error;
     const int n = N_A + N_B;
-    f->a[40000] = -9; /* an outlier, past the first piece */
-    f->b[5] = 9;      /* as large: stays behind the earlier one */
-    f->b[6] = 8.5f;
+    f->weights[40000] = -9;  /* an outlier, past the first piece */
+    f->weights[N_A + 5] = 9; /* as large: stays behind the earlier one */
+    f->weights[N_A + 6] = 8.5f;
     if (measure(f, 0, 2, &stats, &error) != NIB_OK) fail_msg("%s", error.message);
     double sum = 0, squares = 0, fourths = 0;
-    for (int i = 0; i < n; i++) sum += (double)weight_at(f, i);
+    for (int i = 0; i < n; i++) sum += (double)f->weights[i];
     const double mean = sum / n;
-    for (int i = 0; i < n; i++) squares += pow((double)weight_at(f, i) - mean, 2);
-    for (int i = 0; i < n; i++) fourths += pow((double)weight_at(f, i) - mean, 4);
+    for (int i = 0; i < n; i++) squares += pow((double)f->weights[i] - mean, 2);
+    for (int i = 0; i < n; i++) fourths += pow((double)f->weights[i] - mean, 4);
     const double std = sqrt(squares / n);
     uint64_t outliers = 0, total = 0;
-    for (int i = 0; i < n; i++) outliers += fabs((double)weight_at(f, i) - mean) > 6 * std;
+    for (int i = 0; i < n; i++) outliers += fabs((double)f->weights[i] - mean) > 6 * std;
     assert_int_equal(stats.n, n);
     assert_near(stats.mean, mean, 1e-14);
     assert_near(stats.std, std, 1e-13);
@@ -167,7 +164,7 @@ static void test_against_plain_sums(void **state) {
     assert_near(stats.top[2].value, 8.5, 0);
     for (uint32_t i = 1; i < stats.n_top; i++) assert_true(fabs(stats.top[i].value) <= fabs(stats.top[i - 1].value));
     int larger = 0; /* nothing was overlooked */
-    for (int i = 0; i < n; i++) larger += fabs((double)weight_at(f, i)) > fabs(stats.top[NIB_TOP_WEIGHTS - 1].value);
+    for (int i = 0; i < n; i++) larger += fabs((double)f->weights[i]) > fabs(stats.top[NIB_TOP_WEIGHTS - 1].value);
     assert_true(larger < NIB_TOP_WEIGHTS);
 }
 
@@ -189,7 +186,7 @@ static void test_histogram(void **state) {
     assert_int_equal(measure(f, 1, 2, &stats, &error), NIB_OK);
     assert_near(stats.edge, 1, 0);
     for (int i = 0; i < N_A + N_B; i++) {
-        const double bin = floor(((double)weight_at(f, i) + 1) * 128);
+        const double bin = floor(((double)f->weights[i] + 1) * 128);
         want[bin < 0 ? 0 : bin > 255 ? 255 : (int)bin]++;
     }
     uint64_t differing = 0; /* a weight within rounding of a bin's edge may fall on either side */
@@ -202,8 +199,7 @@ static void test_constant(void **state) {
     fixture *f = *state;
     nib_weight_stats stats;
     nib_error error;
-    for (int i = 0; i < N_A; i++) f->a[i] = 0.5f;
-    for (int i = 0; i < N_B; i++) f->b[i] = 0.5f;
+    for (int i = 0; i < N_A + N_B; i++) f->weights[i] = 0.5f;
     assert_int_equal(measure(f, 0, 2, &stats, &error), NIB_OK);
     assert_near(stats.mean, 0.5, 0);
     assert_near(stats.std, 0, 0);
@@ -228,8 +224,8 @@ static void test_refusals(void **state) {
     fixture *f = *state;
     nib_weight_stats stats;
     nib_error error;
-    f->a[33000] = NAN;
-    f->a[33001] = INFINITY;
+    f->weights[33000] = NAN;
+    f->weights[33001] = INFINITY;
     assert_int_equal(measure(f, 0, 2, &stats, &error), NIB_ERR_CORRUPT);
     assert_string_equal(error.field, "blk.0.ffn_up.weight");
     assert_non_null(strstr(error.message, "row 29, column 781"));
@@ -272,7 +268,7 @@ static void test_demo_model(void **state) {
 static int make_fixture(void **state) {
     fixture *f = malloc(sizeof *f);
     if (f == NULL) return -1;
-    make_weights(f->a, f->b, f->vector);
+    make_weights(f->weights, f->weights + N_A, f->vector);
     *state = f;
     return 0;
 }

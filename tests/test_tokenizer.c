@@ -768,6 +768,41 @@ static void test_random_bytes(void **state) {
     nib_tokenizer_free(t);
 }
 
+/* Vocabularies with random damage load or are refused, and what loads tokenizes. */
+static void test_random_damage(void **state) {
+    (void)state;
+    uint64_t seed = 11;
+    gguf_builder b = {0};
+    small_vocabulary(&b, "llama-bpe");
+    nib_string sound = build(&b);
+    size_t n_loaded = 0;
+    for (int round = 0; round < 4000; round++) {
+        nib_gguf *gguf = NULL;
+        nib_tokenizer *t = NULL;
+        nib_ids ids = {0};
+        nib_error error = {0};
+        char *file = malloc(sound.n_bytes);
+        memcpy(file, sound.data, sound.n_bytes);
+        for (uint64_t n = next_random(&seed) % 4 + 1; n > 0; n--)
+            file[next_random(&seed) % sound.n_bytes] ^= (char)(1 << next_random(&seed) % 8);
+        if (nib_gguf_open_memory(file, sound.n_bytes, "damaged", &gguf, &error) == NIB_OK &&
+            nib_tokenizer_new(gguf, &t, &error) == NIB_OK) {
+            n_loaded++;
+            const nib_status status = nib_tokenize(t, "hello abc <u>", 13, true, true, &ids, &error);
+            assert_true(status == NIB_OK || status == NIB_ERR_UNSUPPORTED);
+            (void)nib_chat_shape_of(gguf, t);
+        } else {
+            assert_true(error.message[0] != 0);
+        }
+        nib_ids_fini(&ids);
+        nib_tokenizer_free(t);
+        nib_gguf_close(gguf);
+        free(file);
+    }
+    assert_in_range(n_loaded, 100, 3999);
+    nib_string_fini(&sound);
+}
+
 static const char thread_text[] = "hello abc  aabbc <|x|> \xe4\xb8\xad 12345, don't!\n\n hell";
 
 static void *tokenize_often(void *arg) {
@@ -824,6 +859,7 @@ int main(void) {
         cmocka_unit_test(test_llama3_chat),
         cmocka_unit_test(test_long_text),
         cmocka_unit_test(test_random_bytes),
+        cmocka_unit_test(test_random_damage),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,531 @@
+/* Vectors of 16 lanes, the same on every level: one zmm, two ymm, or four 16-byte vectors of the compiler. Kernels written
+ * with them add in the same order everywhere; what may differ between levels is one rounding per multiply-add where the
+ * processor has no fused one.
+ *
+ *     vf 16 floats, vi 16 int32 (or 64 bytes), vd 16 doubles (for sums that must not lose digits)
+ *
+ * Loads and stores take any alignment. Included by files that are compiled once per level. */
+#ifndef NIB_CPU_VEC_H
+#define NIB_CPU_VEC_H
+
+#include "base/half.h"
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define NIB_LANES 16
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define NIB_VEC_512 1
+
+typedef __m512 vf;
+typedef __m512i vi;
+typedef struct vd {
+    __m512d a, b;
+} vd;
+
+static inline vf vf_splat(float x) {
+    return _mm512_set1_ps(x);
+}
+static inline vf vf_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf x) {
+    _mm512_storeu_ps(p, x);
+}
+/* The first n < 16 lanes; the others are zero. */
+static inline vf vf_load_n(const float *p, size_t n) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+static inline void vf_store_n(float *p, vf x, size_t n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x);
+}
+static inline vf vf_add(vf x, vf y) {
+    return _mm512_add_ps(x, y);
+}
+static inline vf vf_sub(vf x, vf y) {
+    return _mm512_sub_ps(x, y);
+}
+static inline vf vf_mul(vf x, vf y) {
+    return _mm512_mul_ps(x, y);
+}
+static inline vf vf_div(vf x, vf y) {
+    return _mm512_div_ps(x, y);
+}
+/* x * y + z, rounded once where the level can. */
+static inline vf vf_fma(vf x, vf y, vf z) {
+    return _mm512_fmadd_ps(x, y, z);
+}
+/* x > y ? x : y, so a NaN in y wins. */
+static inline vf vf_max(vf x, vf y) {
+    return _mm512_max_ps(x, y);
+}
+static inline vf vf_min(vf x, vf y) {
+    return _mm512_min_ps(x, y);
+}
+static inline vf vf_from_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
+}
+static inline vf vf_from_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
+}
+static inline void vf_to_f16(uint16_t *p, vf x) {
+    _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+static inline vi vi_splat(int32_t x) {
+    return _mm512_set1_epi32(x);
+}
+static inline vi vi_load(const void *p) {
+    return _mm512_loadu_si512(p);
+}
+static inline void vi_store(void *p, vi x) {
+    _mm512_storeu_si512(p, x);
+}
+static inline vi vi_add(vi x, vi y) {
+    return _mm512_add_epi32(x, y);
+}
+static inline vi vi_sub(vi x, vi y) {
+    return _mm512_sub_epi32(x, y);
+}
+static inline vf vi_to_f(vi x) {
+    return _mm512_cvtepi32_ps(x);
+}
+static inline vi vi_bits(vf x) {
+    return _mm512_castps_si512(x);
+}
+static inline vf vf_bits(vi x) {
+    return _mm512_castsi512_ps(x);
+}
+static inline vi vi_shl(vi x, int n) {
+    return _mm512_slli_epi32(x, (unsigned)n);
+}
+static inline vi vi_sar(vi x, int n) {
+    return _mm512_srai_epi32(x, (unsigned)n);
+}
+/* acc[i] += sum over j < 4 of u[4 i + j] * s[4 i + j], u unsigned and s signed bytes; exact for all values. */
+static inline vi vi_dp4(vi acc, vi u, vi s) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(acc, u, s);
+#else
+    const vi even =
+        _mm512_madd_epi16(_mm512_and_si512(u, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+    const vi odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+    return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+#endif
+}
+/* Lane i gets table[(16 * part + i) / n_lanes]: scales of groups, spread over the lanes of the group's dot products. */
+static inline vf vf_spread(const float *table, int part, int n_lanes) {
+    const vi step = n_lanes == 8 ? _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+                                 : _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(step, _mm512_set1_epi32(part * 16 / n_lanes)), vf_load(table));
+}
+
+static inline vd vd_splat(double x) {
+    return (vd){_mm512_set1_pd(x), _mm512_set1_pd(x)};
+}
+static inline vd vd_of(vf x) {
+    return (vd){_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+}
+static inline vd vd_add(vd x, vd y) {
+    return (vd){_mm512_add_pd(x.a, y.a), _mm512_add_pd(x.b, y.b)};
+}
+static inline vd vd_sub(vd x, vd y) {
+    return (vd){_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)};
+}
+static inline vd vd_mul(vd x, vd y) {
+    return (vd){_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)};
+}
+/* x * y, and 0 where x is 0, whatever y is. */
+static inline vd vd_mul_nonzero(vd x, vd y) {
+    const __m512d zero = _mm512_setzero_pd();
+    return (vd){_mm512_maskz_mul_pd(_mm512_cmp_pd_mask(x.a, zero, _CMP_NEQ_UQ), x.a, y.a),
+                _mm512_maskz_mul_pd(_mm512_cmp_pd_mask(x.b, zero, _CMP_NEQ_UQ), x.b, y.b)};
+}
+static inline void vd_store(double *p, vd x) {
+    _mm512_storeu_pd(p, x.a);
+    _mm512_storeu_pd(p + 8, x.b);
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+
+typedef struct vf {
+    __m256 a, b;
+} vf;
+typedef struct vi {
+    __m256i a, b;
+} vi;
+typedef struct vd {
+    __m256d v[4];
+} vd;
+
+/* f(x) on both halves, with one, two or three operands. */
+#define NIB_BOTH(type, f, x)        ((type){f((x).a), f((x).b)})
+#define NIB_BOTH2(type, f, x, y)    ((type){f((x).a, (y).a), f((x).b, (y).b)})
+#define NIB_BOTH3(type, f, x, y, z) ((type){f((x).a, (y).a, (z).a), f((x).b, (y).b, (z).b)})
+
+static inline vf vf_splat(float x) {
+    return (vf){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+static inline vf vf_load(const float *p) {
+    return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+static inline void vf_store(float *p, vf x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+static inline vf vf_load_n(const float *p, size_t n) {
+    float lanes[16] = {0};
+    memcpy(lanes, p, n * sizeof *p);
+    return vf_load(lanes);
+}
+static inline void vf_store_n(float *p, vf x, size_t n) {
+    float lanes[16];
+    vf_store(lanes, x);
+    memcpy(p, lanes, n * sizeof *p);
+}
+static inline vf vf_add(vf x, vf y) {
+    return NIB_BOTH2(vf, _mm256_add_ps, x, y);
+}
+static inline vf vf_sub(vf x, vf y) {
+    return NIB_BOTH2(vf, _mm256_sub_ps, x, y);
+}
+static inline vf vf_mul(vf x, vf y) {
+    return NIB_BOTH2(vf, _mm256_mul_ps, x, y);
+}
+static inline vf vf_div(vf x, vf y) {
+    return NIB_BOTH2(vf, _mm256_div_ps, x, y);
+}
+static inline vf vf_fma(vf x, vf y, vf z) {
+    return NIB_BOTH3(vf, _mm256_fmadd_ps, x, y, z);
+}
+static inline vf vf_max(vf x, vf y) {
+    return NIB_BOTH2(vf, _mm256_max_ps, x, y);
+}
+static inline vf vf_min(vf x, vf y) {
+    return NIB_BOTH2(vf, _mm256_min_ps, x, y);
+}
+static inline vf vf_from_f16(const uint16_t *p) {
+    return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)),
+                _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
+}
+static inline __m256 vf_half_from_bf16(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
+}
+static inline vf vf_from_bf16(const uint16_t *p) {
+    return (vf){vf_half_from_bf16(p), vf_half_from_bf16(p + 8)};
+}
+static inline void vf_to_f16(uint16_t *p, vf x) {
+    _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((void *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+static inline vi vi_splat(int32_t x) {
+    return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+static inline vi vi_load(const void *p) {
+    return (vi){_mm256_loadu_si256(p), _mm256_loadu_si256((const void *)((const char *)p + 32))};
+}
+static inline void vi_store(void *p, vi x) {
+    _mm256_storeu_si256(p, x.a);
+    _mm256_storeu_si256((void *)((char *)p + 32), x.b);
+}
+static inline vi vi_add(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_add_epi32, x, y);
+}
+static inline vi vi_sub(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_sub_epi32, x, y);
+}
+static inline vf vi_to_f(vi x) {
+    return NIB_BOTH(vf, _mm256_cvtepi32_ps, x);
+}
+static inline vi vi_bits(vf x) {
+    return NIB_BOTH(vi, _mm256_castps_si256, x);
+}
+static inline vf vf_bits(vi x) {
+    return NIB_BOTH(vf, _mm256_castsi256_ps, x);
+}
+static inline vi vi_shl(vi x, int n) {
+    return (vi){_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)};
+}
+static inline vi vi_sar(vi x, int n) {
+    return (vi){_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
+}
+static inline __m256i vi_half_dp4(__m256i acc, __m256i u, __m256i s) {
+    const __m256i even =
+        _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+static inline vi vi_dp4(vi acc, vi u, vi s) {
+    return NIB_BOTH3(vi, vi_half_dp4, acc, u, s);
+}
+static inline vf vf_spread(const float *table, int part, int n_lanes) {
+    const float *t = table + part * 16 / n_lanes;
+    if (n_lanes == 8) return (vf){_mm256_set1_ps(t[0]), _mm256_set1_ps(t[1])};
+    return (vf){_mm256_set_m128(_mm_set1_ps(t[1]), _mm_set1_ps(t[0])),
+                _mm256_set_m128(_mm_set1_ps(t[3]), _mm_set1_ps(t[2]))};
+}
+
+static inline vd vd_splat(double x) {
+    const __m256d v = _mm256_set1_pd(x);
+    return (vd){{v, v, v, v}};
+}
+static inline vd vd_of(vf x) {
+    return (vd){{_mm256_cvtps_pd(_mm256_castps256_ps128(x.a)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1)),
+                 _mm256_cvtps_pd(_mm256_castps256_ps128(x.b)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1))}};
+}
+static inline vd vd_add(vd x, vd y) {
+    for (int i = 0; i < 4; i++) x.v[i] = _mm256_add_pd(x.v[i], y.v[i]);
+    return x;
+}
+static inline vd vd_sub(vd x, vd y) {
+    for (int i = 0; i < 4; i++) x.v[i] = _mm256_sub_pd(x.v[i], y.v[i]);
+    return x;
+}
+static inline vd vd_mul(vd x, vd y) {
+    for (int i = 0; i < 4; i++) x.v[i] = _mm256_mul_pd(x.v[i], y.v[i]);
+    return x;
+}
+static inline vd vd_mul_nonzero(vd x, vd y) {
+    for (int i = 0; i < 4; i++)
+        x.v[i] = _mm256_and_pd(_mm256_cmp_pd(x.v[i], _mm256_setzero_pd(), _CMP_NEQ_UQ), _mm256_mul_pd(x.v[i], y.v[i]));
+    return x;
+}
+static inline void vd_store(double *p, vd x) {
+    for (int i = 0; i < 4; i++) _mm256_storeu_pd(p + 4 * i, x.v[i]);
+}
+
+#else
+
+typedef float nib_f32x4 __attribute__((vector_size(16)));
+typedef int32_t nib_i32x4 __attribute__((vector_size(16)));
+typedef uint32_t nib_u32x4 __attribute__((vector_size(16)));
+typedef struct vf {
+    nib_f32x4 v[4];
+} vf;
+typedef struct vi {
+    nib_i32x4 v[4];
+} vi;
+typedef struct vd {
+    double v[16];
+} vd;
+
+#define NIB_EACH for (int i = 0; i < 4; i++)
+
+static inline vf vf_splat(float x) {
+    const nib_f32x4 v = {x, x, x, x};
+    return (vf){{v, v, v, v}};
+}
+static inline vf vf_load(const float *p) {
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+static inline void vf_store(float *p, vf x) {
+    memcpy(p, &x, sizeof x);
+}
+static inline vf vf_load_n(const float *p, size_t n) {
+    vf x = {0};
+    memcpy(&x, p, n * sizeof *p);
+    return x;
+}
+static inline void vf_store_n(float *p, vf x, size_t n) {
+    memcpy(p, &x, n * sizeof *p);
+}
+static inline vf vf_add(vf x, vf y) {
+    NIB_EACH x.v[i] += y.v[i];
+    return x;
+}
+static inline vf vf_sub(vf x, vf y) {
+    NIB_EACH x.v[i] -= y.v[i];
+    return x;
+}
+static inline vf vf_mul(vf x, vf y) {
+    NIB_EACH x.v[i] *= y.v[i];
+    return x;
+}
+static inline vf vf_div(vf x, vf y) {
+    NIB_EACH x.v[i] /= y.v[i];
+    return x;
+}
+static inline vf vf_fma(vf x, vf y, vf z) {
+    NIB_EACH x.v[i] = x.v[i] * y.v[i] + z.v[i];
+    return x;
+}
+static inline nib_f32x4 vf_pick(nib_i32x4 mask, nib_f32x4 x, nib_f32x4 y) {
+    return (nib_f32x4)((mask & (nib_i32x4)x) | (~mask & (nib_i32x4)y));
+}
+static inline vf vf_max(vf x, vf y) {
+    NIB_EACH x.v[i] = vf_pick(x.v[i] > y.v[i], x.v[i], y.v[i]);
+    return x;
+}
+static inline vf vf_min(vf x, vf y) {
+    NIB_EACH x.v[i] = vf_pick(x.v[i] < y.v[i], x.v[i], y.v[i]);
+    return x;
+}
+static inline vf vf_from_f16(const uint16_t *p) {
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = nib_f16_to_f32(p[i]);
+    return vf_load(lanes);
+}
+static inline vf vf_from_bf16(const uint16_t *p) {
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = nib_bf16_to_f32(p[i]);
+    return vf_load(lanes);
+}
+static inline void vf_to_f16(uint16_t *p, vf x) {
+    float lanes[16];
+    vf_store(lanes, x);
+    for (int i = 0; i < 16; i++) p[i] = nib_f32_to_f16(lanes[i]);
+}
+
+static inline vi vi_splat(int32_t x) {
+    const nib_i32x4 v = {x, x, x, x};
+    return (vi){{v, v, v, v}};
+}
+static inline vi vi_load(const void *p) {
+    vi x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+static inline void vi_store(void *p, vi x) {
+    memcpy(p, &x, sizeof x);
+}
+static inline vi vi_add(vi x, vi y) {
+    NIB_EACH x.v[i] = (nib_i32x4)((nib_u32x4)x.v[i] + (nib_u32x4)y.v[i]);
+    return x;
+}
+static inline vi vi_sub(vi x, vi y) {
+    NIB_EACH x.v[i] = (nib_i32x4)((nib_u32x4)x.v[i] - (nib_u32x4)y.v[i]);
+    return x;
+}
+static inline vf vi_to_f(vi x) {
+    vf y;
+    NIB_EACH y.v[i] = __builtin_convertvector(x.v[i], nib_f32x4);
+    return y;
+}
+static inline vi vi_bits(vf x) {
+    vi y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+static inline vf vf_bits(vi x) {
+    vf y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+static inline vi vi_shl(vi x, int n) {
+    NIB_EACH x.v[i] = (nib_i32x4)((nib_u32x4)x.v[i] << n);
+    return x;
+}
+static inline vi vi_sar(vi x, int n) {
+    NIB_EACH x.v[i] >>= n;
+    return x;
+}
+static inline vi vi_dp4(vi acc, vi u, vi s) {
+    uint8_t left[64];
+    int8_t right[64];
+    int32_t sums[16];
+    memcpy(left, &u, sizeof left);
+    memcpy(right, &s, sizeof right);
+    memcpy(sums, &acc, sizeof sums);
+    for (int i = 0; i < 16; i++)
+        sums[i] += left[4 * i] * right[4 * i] + left[4 * i + 1] * right[4 * i + 1] +
+                   left[4 * i + 2] * right[4 * i + 2] + left[4 * i + 3] * right[4 * i + 3];
+    return vi_load(sums);
+}
+static inline vf vf_spread(const float *table, int part, int n_lanes) {
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = table[(16 * part + i) / n_lanes];
+    return vf_load(lanes);
+}
+
+static inline vd vd_splat(double x) {
+    vd y;
+    for (int i = 0; i < 16; i++) y.v[i] = x;
+    return y;
+}
+static inline vd vd_of(vf x) {
+    float lanes[16];
+    vd y;
+    vf_store(lanes, x);
+    for (int i = 0; i < 16; i++) y.v[i] = lanes[i];
+    return y;
+}
+static inline vd vd_add(vd x, vd y) {
+    for (int i = 0; i < 16; i++) x.v[i] += y.v[i];
+    return x;
+}
+static inline vd vd_sub(vd x, vd y) {
+    for (int i = 0; i < 16; i++) x.v[i] -= y.v[i];
+    return x;
+}
+static inline vd vd_mul(vd x, vd y) {
+    for (int i = 0; i < 16; i++) x.v[i] *= y.v[i];
+    return x;
+}
+static inline vd vd_mul_nonzero(vd x, vd y) {
+    for (int i = 0; i < 16; i++) x.v[i] = x.v[i] != 0 ? x.v[i] * y.v[i] : 0;
+    return x;
+}
+static inline void vd_store(double *p, vd x) {
+    memcpy(p, &x, sizeof x);
+}
+
+#endif
+
+/* ---- the same text for every level ------------------------------------------------------------------------------ */
+
+static inline vf vf_zero(void) {
+    return vf_splat(0);
+}
+
+/* Horizontal sums and maxima: halves folded together, always in this order. */
+static inline float vf_sum(vf x) {
+    float lanes[16];
+    vf_store(lanes, x);
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+    return lanes[0];
+}
+static inline float vf_largest(vf x) {
+    float lanes[16];
+    vf_store(lanes, x);
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
+    return lanes[0];
+}
+static inline double vd_sum(vd x) {
+    double lanes[16];
+    vd_store(lanes, x);
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+    return lanes[0];
+}
+
+/* e^x within 2 units in the last place; 0 below -104, infinity above 88.73, NaN stays NaN.
+ * x = n ln 2 + r, |r| <= ln 2 / 2; e^r by the minimax polynomial of Cephes' expf; 2^n in two factors, since n reaches
+ * from subnormal results to 128. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. */
+static inline vf vf_exp(vf x) {
+    const vf magic = vf_splat(0x1.8p23f);
+    x = vf_max(vf_splat(-104.0f), x);
+    x = vf_min(vf_splat(89.0f), x);
+    const vf shifted = vf_fma(x, vf_splat(0x1.715476p0f), magic), n = vf_sub(shifted, magic);
+    vf r = vf_fma(n, vf_splat(-0.693359375f), x);
+    r = vf_fma(n, vf_splat(2.12194440e-4f), r);
+    vf p = vf_splat(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_splat(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_splat(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_splat(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_splat(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_splat(5.0000001201e-1f));
+    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_splat(1));
+    const vi whole = vi_sub(vi_bits(shifted), vi_bits(magic)), half = vi_sar(whole, 1), rest = vi_sub(whole, half);
+    const vf scale = vf_bits(vi_shl(vi_add(half, vi_splat(127)), 23));
+    return vf_mul(vf_mul(p, scale), vf_bits(vi_shl(vi_add(rest, vi_splat(127)), 23)));
+}
+
+#endif

@@ -1,0 +1,175 @@
+/* What every format's file needs: scales in half precision, extremes of a block, rounding, and cutting packed codes apart
+ * eight bytes at a time.
+ *
+ * Invariants: nothing here depends on the order of float additions except where a loop says so; every conversion from
+ * float to integer is defined for every input. */
+#ifndef NIB_FORMAT_BLOCK_H
+#define NIB_FORMAT_BLOCK_H
+
+#include "base/memory.h"
+#include "format/impl.h"
+
+#include <float.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+/* ---- Scales: two bytes at any address ---------------------------------------------------------------------------- */
+
+static inline float load_half(const uint8_t *src) {
+#ifdef __F16C__
+    return _cvtsh_ss(nib_load_u16(src));
+#else
+    return nib_f16_to_f32(nib_load_u16(src));
+#endif
+}
+
+/* false if what was stored is not a finite number. */
+static inline bool store_half(uint8_t *dst, float value) {
+    const uint16_t half = nib_f32_to_f16(value);
+    memcpy(dst, &half, sizeof half);
+    return (half & 0x7c00) != 0x7c00;
+}
+
+static inline bool half_is_finite(const uint8_t *src) {
+    return (nib_load_u16(src) & 0x7c00) != 0x7c00;
+}
+
+/* ---- Looking at weights ------------------------------------------------------------------------------------------ */
+
+static inline bool all_finite(const float *x, size_t n) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) bad |= (nib_bits_of(x[i]) & 0x7f800000u) == 0x7f800000u;
+    return bad == 0;
+}
+
+/* max |x|. Magnitudes are compared as integers, which have the same order and let the compiler use vectors. */
+static inline float largest_magnitude(const float *x, size_t n) {
+    int32_t largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        const int32_t magnitude = (int32_t)(nib_bits_of(x[i]) & 0x7fffffffu);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return nib_float_of((uint32_t)largest);
+}
+
+/* The element with the largest magnitude, with its sign; the first of equals; +0 if all are zero. */
+static inline float extreme(const float *x, size_t n) {
+    int32_t above = 0, below = 0; /* largest magnitudes among positive and negative elements */
+    for (size_t i = 0; i < n; i++) {
+        const int32_t bits = (int32_t)nib_bits_of(x[i]), flipped = (int32_t)(nib_bits_of(x[i]) ^ 0x80000000u);
+        above = bits > above ? bits : above;
+        below = flipped > below ? flipped : below;
+    }
+    if (above > below) return nib_float_of((uint32_t)above);
+    if (below > above) return -nib_float_of((uint32_t)below);
+    const float magnitude = nib_float_of((uint32_t)above);
+    for (size_t i = 0; i < n && magnitude > 0; i++) {
+        if (x[i] == magnitude || x[i] == -magnitude) return x[i];
+    }
+    return 0;
+}
+
+/* Smallest and largest element; of zeros with different signs the first stays. */
+static inline void find_range(const float *x, size_t n, float *min, float *max) {
+    float low = FLT_MAX, high = -FLT_MAX;
+    for (size_t i = 0; i < n; i++) {
+        if (x[i] < low) low = x[i];
+        if (x[i] > high) high = x[i];
+    }
+    *min = low;
+    *max = high;
+}
+
+static inline float sum_of_squares(const float *x, size_t n) {
+    float sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return sum;
+}
+
+/* ---- Rounding ---------------------------------------------------------------------------------------------------- */
+
+/* Nearest integer, ties to even, by adding 1.5 * 2^23: right for |x| <= 4194303, and a fixed value for everything else
+ * (the reference encoders let such values occur in blocks whose scale is refused later). */
+static inline int round_even(float x) {
+    return (int)(nib_bits_of(x + 12582912.0f) & 0x007fffff) - 0x00400000;
+}
+
+/* Nearest integer, ties away from zero, |x| < 2^23. */
+static inline int round_away(float x) {
+    const int whole = (int)x;
+    const float rest = x - (float)whole;
+    return whole + (rest >= 0.5f) - (rest <= -0.5f);
+}
+
+static inline int clamp_int(int value, int low, int high) {
+    const int capped = value < high ? value : high;
+    return capped > low ? capped : low;
+}
+
+/* ---- Cutting codes apart ------------------------------------------------------------------------------------------ */
+
+#define EACH_BYTE(value) (UINT64_C(0x0101010101010101) * (value))
+
+/* dst[i] = (src[i] >> shift) & mask for n bytes, n a multiple of 8. */
+static inline void cut(uint8_t *restrict dst, const uint8_t *restrict src, size_t n, unsigned shift, uint8_t mask) {
+    for (size_t i = 0; i < n; i += 8) {
+        const uint64_t word = (nib_load_u64(src + i) >> shift) & EACH_BYTE(mask);
+        memcpy(dst + i, &word, sizeof word);
+    }
+}
+
+/* dst[i] |= ((src[i] >> shift) & mask) << up for n bytes, n a multiple of 8. */
+static inline void cut_add(uint8_t *restrict dst, const uint8_t *restrict src, size_t n, unsigned shift, uint8_t mask,
+                           unsigned up) {
+    for (size_t i = 0; i < n; i += 8) {
+        const uint64_t high = ((nib_load_u64(src + i) >> shift) & EACH_BYTE(mask)) << up;
+        const uint64_t word = nib_load_u64(dst + i) | high;
+        memcpy(dst + i, &word, sizeof word);
+    }
+}
+
+/* Bit i of bits becomes byte i, 0 or 16: the fifth bit of 5-bit codes. */
+static inline uint64_t fifth_bits(uint8_t bits) {
+    const uint64_t chosen = EACH_BYTE(bits) & UINT64_C(0x8040201008040201);
+    return ((chosen + EACH_BYTE(0x7f)) >> 3) & EACH_BYTE(0x10);
+}
+
+/* 16 bytes of nibbles -> 32 codes: byte j holds code j in its low half and code j + 16 in its high half. */
+static inline void cut_nibbles_32(uint8_t *restrict code, const uint8_t *restrict packed) {
+    cut(code, packed, 16, 0, 15);
+    cut(code + 16, packed, 16, 4, 15);
+}
+static inline void pack_nibbles_32(uint8_t *restrict packed, const uint8_t *restrict code) {
+    for (unsigned j = 0; j < 16; j++) packed[j] = (uint8_t)((code[j] & 15) | (code[j + 16] & 15) << 4);
+}
+
+/* The fifth bits of 32 codes as one word, code j at bit j. */
+static inline void pack_fifth_bits_32(uint8_t *dst, const uint8_t *code) {
+    uint32_t bits = 0;
+    for (unsigned j = 0; j < 32; j++) bits |= (uint32_t)(code[j] >> 4 & 1) << j;
+    memcpy(dst, &bits, sizeof bits);
+}
+static inline void cut_fifth_bits_32(uint8_t *restrict code, const uint8_t *restrict packed) {
+    for (unsigned i = 0; i < 4; i++) {
+        const uint64_t word = nib_load_u64(code + 8 * i) | fifth_bits(packed[i]);
+        memcpy(code + 8 * i, &word, sizeof word);
+    }
+}
+
+/* 64 bytes of 2-bit codes -> 256 codes, the order of q2_k and q3_k: code 128n + 32j + l in bits 2j of byte 32n + l. */
+static inline void cut_pairs_256(uint8_t *restrict code, const uint8_t *restrict packed) {
+    for (unsigned n = 0; n < 2; n++) {
+        for (unsigned j = 0; j < 4; j++) cut(code + 128 * n + 32 * j, packed + 32 * n, 32, 2 * j, 3);
+    }
+}
+static inline void pack_pairs_256(uint8_t *restrict packed, const uint8_t *restrict code) {
+    for (unsigned n = 0; n < 2; n++) {
+        const uint8_t *from = code + 128 * n;
+        for (unsigned l = 0; l < 32; l++)
+            packed[32 * n + l] =
+                (uint8_t)((from[l] & 3) | (from[l + 32] & 3) << 2 | (from[l + 64] & 3) << 4 | (from[l + 96] & 3) << 6);
+    }
+}
+
+#endif

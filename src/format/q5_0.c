@@ -1,0 +1,101 @@
+/* q5_0: 32 weights, one scale, 5-bit codes. w = d * (q - 16); the weight of largest magnitude gets q = 0.
+ *
+ *   byte  0  1 | 2 .. 5            | 6             ..  21
+ *         d    | high              | q[16]:q[0] .. q[31]:q[15]      22 bytes, 5.5 bits per weight
+ *         f16  | bit i: bit 4 of   | bits 0-3 of two codes,
+ *              | code i, u32       | high nibble : low nibble
+ */
+#include "format/search.h"
+
+enum { BLOCK = 32 };
+
+typedef struct block {
+    uint8_t d[2], high[4], q[BLOCK / 2];
+} block;
+_Static_assert(sizeof(block) == 22, "a q5_0 block is 22 bytes");
+
+/* Scale and codes (0..31) of one block without an importance matrix. Returns the scale. */
+static float quantize_block(uint8_t *restrict code, const float *restrict x) {
+    const float d = extreme(x, BLOCK) / -16, inverse = d != 0 ? 1 / d : 0;
+    if (fabsf(inverse) > FLT_MAX) { /* d is so small that 1/d overflows: the reference's conversions give 0 */
+        memset(code, 0, BLOCK);
+        return d;
+    }
+    for (unsigned j = 0; j < BLOCK; j++) {
+        const int q = (int)(x[j] * inverse + 16.5f);
+        code[j] = (uint8_t)(q < 31 ? q : 31);
+    }
+    return d;
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    block *out = dst;
+    const float sigma2 = importance ? sum_of_squares(src, n) / (float)n : 0;
+    bool fits = true;
+    for (size_t i = 0; i < n; i += BLOCK, out++) {
+        uint8_t code[BLOCK];
+        float d, weight[BLOCK];
+        if (importance) {
+            weigh(weight, BLOCK, src + i, importance + i, sigma2);
+            d = fit_symmetric(BLOCK, 16, src + i, code, weight);
+        } else {
+            d = quantize_block(code, src + i);
+        }
+        fits &= store_half(out->d, d);
+        pack_fifth_bits_32(out->high, code);
+        pack_nibbles_32(out->q, code);
+    }
+    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
+        uint8_t code[BLOCK];
+        const float d = load_half(in->d);
+        cut_nibbles_32(code, in->q);
+        cut_fifth_bits_32(code, in->high);
+        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)(code[j] - 16) * d;
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (!half_is_finite(in[i].d)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++) {
+        const float d = load_half(in->d);
+        out->scale[i] = d;
+        out->min[i] = 16 * d;
+        cut_nibbles_32(out->code + i * BLOCK, in->q);
+        cut_fifth_bits_32(out->code + i * BLOCK, in->high);
+    }
+}
+
+NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
+                             .gguf_name = "q5_0",
+                             .gguf_type = 6,
+                             .block = BLOCK,
+                             .bytes = sizeof(block),
+                             .kind = NIB_CLASS_SCALED,
+                             .about = "5 bits, a scale per 32: symmetric",
+                             .can_encode = true,
+                             .can_decode = true},
+                   .activation = NIB_ACT_Q8_32,
+                   .group = BLOCK,
+                   .encode = encode,
+                   .decode = decode,
+                   .check = check,
+                   .unpack = unpack});

@@ -1,0 +1,105 @@
+/* q5_1: 32 weights, one scale and one minimum, 5-bit codes. w = d * q + m.
+ *
+ *   byte  0  1 | 2  3 | 4 .. 7            | 8             ..  23
+ *         d    | m    | high              | q[16]:q[0] .. q[31]:q[15]      24 bytes, 6 bits per weight
+ *         f16  | f16  | bit i: bit 4 of   | bits 0-3 of two codes,
+ *              |      | code i, u32       | high nibble : low nibble
+ */
+#include "format/search.h"
+
+enum { BLOCK = 32 };
+
+typedef struct block {
+    uint8_t d[2], m[2], high[4], q[BLOCK / 2];
+} block;
+_Static_assert(sizeof(block) == 24, "a q5_1 block is 24 bytes");
+
+static const min_search SEARCH = {.n_max = 31, .first = -0.9f, .step = 0.05f, .n_steps = 36};
+
+/* Scale, minimum and codes (0..31) of one block without an importance matrix. Returns the scale. */
+static float quantize_block(uint8_t *restrict code, float *restrict min, const float *restrict x) {
+    float low, high;
+    find_range(x, BLOCK, &low, &high);
+    const float d = (high - low) / 31, inverse = d != 0 ? 1 / d : 0;
+    *min = low;
+    if (inverse > FLT_MAX || d > FLT_MAX) { /* the reference's conversions give 0 */
+        memset(code, 0, BLOCK);
+        return d;
+    }
+    for (unsigned j = 0; j < BLOCK; j++) code[j] = (uint8_t)(int)((x[j] - low) * inverse + 0.5f);
+    return d;
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    block *out = dst;
+    const float sigma2 = importance ? sum_of_squares(src, n) / (float)n : 0;
+    bool fits = true;
+    for (size_t i = 0; i < n; i += BLOCK, out++) {
+        uint8_t code[BLOCK];
+        float d, min, weight[BLOCK];
+        if (importance) {
+            float negated_min;
+            weigh(weight, BLOCK, src + i, importance + i, sigma2);
+            d = fit_with_minimum(&SEARCH, BLOCK, src + i, weight, code, &negated_min);
+            min = -negated_min;
+        } else {
+            d = quantize_block(code, &min, src + i);
+        }
+        fits &= store_half(out->d, d);
+        fits &= store_half(out->m, min);
+        pack_fifth_bits_32(out->high, code);
+        pack_nibbles_32(out->q, code);
+    }
+    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
+        uint8_t code[BLOCK];
+        const float d = load_half(in->d), m = load_half(in->m);
+        cut_nibbles_32(code, in->q);
+        cut_fifth_bits_32(code, in->high);
+        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)code[j] * d + m;
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (!half_is_finite(in[i].d) || !half_is_finite(in[i].m)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++) {
+        out->scale[i] = load_half(in->d);
+        out->min[i] = -load_half(in->m);
+        cut_nibbles_32(out->code + i * BLOCK, in->q);
+        cut_fifth_bits_32(out->code + i * BLOCK, in->high);
+    }
+}
+
+NIB_FORMATS(q5_1, {.facts = {.name = "q5_1",
+                             .gguf_name = "q5_1",
+                             .gguf_type = 7,
+                             .block = BLOCK,
+                             .bytes = sizeof(block),
+                             .kind = NIB_CLASS_SCALED,
+                             .about = "5 bits, a scale and a minimum per 32: asymmetric",
+                             .can_encode = true,
+                             .can_decode = true},
+                   .activation = NIB_ACT_Q8_32,
+                   .group = BLOCK,
+                   .encode = encode,
+                   .decode = decode,
+                   .check = check,
+                   .unpack = unpack});

@@ -1,0 +1,77 @@
+/* q8_0: 32 weights, one scale, signed 8-bit codes. w = d * q, d = max|w| / 127, q in -127..127.
+ *
+ *   byte  0  1 | 2 .. 33
+ *         d    | q[0] .. q[31]      34 bytes, 8.5 bits per weight
+ *         f16  | int8 each
+ */
+#include "format/block.h"
+
+enum { BLOCK = 32 };
+
+typedef struct block {
+    uint8_t d[2], q[BLOCK];
+} block;
+_Static_assert(sizeof(block) == 34, "a q8_0 block is 34 bytes");
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format, (void)importance;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    block *out = dst;
+    bool fits = true;
+    for (size_t i = 0; i < n / BLOCK; i++, out++, src += BLOCK) {
+        const float d = largest_magnitude(src, BLOCK) / 127, inverse = d != 0 ? 1 / d : 0;
+        fits &= store_half(out->d, d);
+        if (inverse > FLT_MAX) { /* d is so small that 1/d overflows: the reference's conversions give 0 */
+            memset(out->q, 0, sizeof out->q);
+            continue;
+        }
+        for (unsigned j = 0; j < BLOCK; j++) out->q[j] = (uint8_t)round_away(src[j] * inverse);
+    }
+    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
+        const float d = load_half(in->d);
+        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)(int8_t)in->q[j] * d;
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (!half_is_finite(in[i].d)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++) {
+        const float d = load_half(in->d);
+        out->scale[i] = d;
+        out->min[i] = 128 * d;
+        for (unsigned j = 0; j < BLOCK; j++) out->code[i * BLOCK + j] = in->q[j] ^ 0x80;
+    }
+}
+
+NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
+                             .gguf_name = "q8_0",
+                             .gguf_type = 8,
+                             .block = BLOCK,
+                             .bytes = sizeof(block),
+                             .kind = NIB_CLASS_SCALED,
+                             .about = "8 bits, a scale per 32: next to no loss at half the size of 16 bits",
+                             .can_encode = true,
+                             .can_decode = true},
+                   .activation = NIB_ACT_Q8_32,
+                   .group = BLOCK,
+                   .encode = encode,
+                   .decode = decode,
+                   .check = check,
+                   .unpack = unpack});

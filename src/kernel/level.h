@@ -1,0 +1,156 @@
+/* The tables of inner loops. Every level_*.c is compiled once per level and exports one table named after the level; the
+ * other files of this room spread the work over the pool and call through the table of the level in use.
+ *
+ *     level_rows.c    element by element and row by row          nib_row_kernels
+ *     level_linear.c  matrix products, panels and rows           nib_linear_kernels
+ *     level_attend.c  attention of one block of queries          nib_attend_kernels */
+#ifndef NIB_KERNEL_LEVEL_H
+#define NIB_KERNEL_LEVEL_H
+
+#include "cpu/cpu.h"
+#include "format/impl.h"
+#include "kernel/kernel.h"
+
+/* ---- rows ------------------------------------------------------------------------------------------------------- */
+
+typedef struct nib_row_kernels {
+    /* One row; out may be x. */
+    void (*norm)(const float *x, size_t n, const float *weight, float eps, float *out);
+    void (*add)(float *x, const float *y, size_t n);
+    void (*swiglu)(const float *gate, const float *up, size_t n, float *out);
+    /* One token's heads x (n_head, head_dim). */
+    void (*rope)(float *x, uint32_t position, uint32_t n_head, uint32_t head_dim, const float *inv_freq,
+                 uint32_t n_pairs, bool neox);
+    void (*to_f16)(uint16_t *out, const float *x, size_t n);
+    nib_row_norm (*row_norm)(const float *logits, uint32_t n);
+    double (*row_kld)(const float *base, const nib_row_norm *base_norm, const float *test,
+                      const nib_row_norm *test_norm, uint32_t n);
+    /* For tests: e^x, and 16 dot products of 4 bytes (u unsigned, s signed) added to acc. */
+    void (*exp)(float *x, size_t n);
+    void (*dp4)(int32_t acc[16], const uint8_t u[64], const int8_t s[64]);
+} nib_row_kernels;
+
+/* ---- linear ----------------------------------------------------------------------------------------------------- */
+
+enum {
+    NIB_PANEL_ROWS = 32, /* weight rows that are unpacked together */
+    NIB_TILE_TOKENS = 6, /* tokens of one register tile */
+    NIB_GEMV_TOKENS = 5, /* up to here products go row by row */
+};
+
+/* Six tokens' activations, 256 columns, as integers. Sums are for the weights' minima: of the codes for Q8_256, of codes
+ * times scale for Q8_32. Past the last column everything is zero. */
+typedef struct nib_int_tile {
+    _Alignas(64) int8_t code[NIB_PANEL_K / 4][NIB_TILE_TOKENS][4];
+    float scale[NIB_PANEL_K / 32][NIB_TILE_TOKENS]; /* Q8_256: all rows the same */
+    float sum16[NIB_PANEL_K / 16][NIB_TILE_TOKENS], sum32[NIB_PANEL_K / 32][NIB_TILE_TOKENS];
+} nib_int_tile;
+
+/* One token's activations, 256 columns, in natural order; sums of codes times scale per 16 and per 32 columns. */
+typedef struct nib_int_row {
+    _Alignas(64) int8_t code[NIB_PANEL_K];
+    float scale[NIB_PANEL_K / 16]; /* per 32; the upper half is zero */
+    float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16];
+} nib_int_row;
+
+/* How a product is computed. */
+typedef enum nib_route {
+    NIB_ROUTE_F32,     /* decoded weights, f32 activations (which may have been rounded) */
+    NIB_ROUTE_BF16,    /* bf16 pairs against bf16 pairs; levels with that instruction */
+    NIB_ROUTE_INT_32,  /* codes against NIB_ACT_Q8_32 */
+    NIB_ROUTE_INT_256, /* codes against NIB_ACT_Q8_256 */
+} nib_route;
+
+/* A panel's memory of one worker. */
+typedef struct nib_panel_scratch {
+    union {
+        nib_codes codes[NIB_PANEL_ROWS];
+        _Alignas(64) float decoded[NIB_PANEL_ROWS][NIB_PANEL_K];
+    } rows;
+    union {
+        struct {
+            _Alignas(64) uint8_t code[NIB_PANEL_K / 4][NIB_PANEL_ROWS][4];
+            float scale[NIB_PANEL_K / 16][NIB_PANEL_ROWS], minus_min[NIB_PANEL_K / 16][NIB_PANEL_ROWS];
+        } ints;
+        _Alignas(64) float floats[NIB_PANEL_K][NIB_PANEL_ROWS];
+        _Alignas(64) uint32_t pairs[NIB_PANEL_K / 2][NIB_PANEL_ROWS];
+    } panel;
+} nib_panel_scratch;
+
+/* Some rows of one product. */
+typedef struct nib_linear_task {
+    const nib_format *format; /* the level's own */
+    nib_route route;
+    const void *weights; /* row 0 of the rows below */
+    size_t row_bytes;
+    uint32_t n_cols, n_rows; /* columns; rows here: at most 32 in a panel */
+    const void *tiles;       /* packed activations: see pack_tile, pack_row */
+    uint32_t n_tokens;
+    const float *bias; /* (n_rows) or NULL */
+    float *out;        /* token t, row r at out[t * out_stride + r] */
+    size_t out_stride;
+} nib_linear_task;
+
+typedef struct nib_linear_kernels {
+    bool has_bf16;
+    /* Packs tokens first .. first + 5 (those that exist) of x (n_tokens, n_cols) for panels, all columns:
+     * blocks [256 columns][tile]; nib_int_tile for integers, float[256][6], or bf16 pairs uint32_t[128][6]. */
+    void (*pack_tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
+                      uint32_t first, void *tiles);
+    /* Packs one token for rows: nib_int_row[blocks of 256], or floats padded with zeros to a multiple of 256. */
+    void (*pack_row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row);
+    /* sums: (n_tokens rounded up to 6, 32) floats of this worker. tiles: of the first of these tokens; tile_stride: tiles
+     * from one block of 256 columns to the next. */
+    void (*panel)(const nib_linear_task *task, size_t tile_stride, nib_panel_scratch *scratch, float *sums);
+    /* At most NIB_GEMV_TOKENS tokens, any number of rows. */
+    void (*rows)(const nib_linear_task *task, nib_panel_scratch *scratch);
+} nib_linear_kernels;
+
+/* Bytes of one packed block: a tile of 256 columns, or 256 columns of one token. */
+static inline size_t nib_tile_bytes(nib_route route) {
+    if (route == NIB_ROUTE_F32) return sizeof(float) * NIB_PANEL_K * NIB_TILE_TOKENS;
+    if (route == NIB_ROUTE_BF16) return sizeof(uint32_t) * NIB_PANEL_K / 2 * NIB_TILE_TOKENS;
+    return sizeof(nib_int_tile);
+}
+static inline size_t nib_row_block_bytes(nib_route route) {
+    return route == NIB_ROUTE_F32 ? sizeof(float) * NIB_PANEL_K : sizeof(nib_int_row);
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+enum {
+    NIB_ATTEND_ROWS = 48, /* query rows (token, head) that share a pass over the keys: a multiple of the tile */
+    NIB_ATTEND_KEYS = 64, /* keys of one step */
+};
+
+/* Queries of some consecutive tokens and of some heads that share one kv head. */
+typedef struct nib_attend_task {
+    const void *keys, *values; /* (n_ctx, head_dim) of the sequence and kv head */
+    bool is_f16;               /* else f32 */
+    uint32_t head_dim;
+    uint32_t n_tokens, n_heads; /* n_tokens * n_heads <= NIB_ATTEND_ROWS */
+    uint32_t position;          /* of the first token */
+    float scale;
+    const float *q;      /* first token, first head; (.., n_head_total, head_dim) */
+    float *out;          /* likewise */
+    size_t token_stride; /* floats from token to token in q and out */
+} nib_attend_task;
+
+typedef struct nib_attend_kernels {
+    void (*attend)(const nib_attend_task *task, float *scratch);
+} nib_attend_kernels;
+
+/* Floats of one worker's scratch. */
+static inline size_t nib_attend_floats(uint32_t head_dim) {
+    const size_t padded = ((size_t)head_dim + 31) / 32 * 32;
+    return padded * (2 * NIB_ATTEND_ROWS + 2 * NIB_ATTEND_KEYS + 16) + NIB_ATTEND_ROWS * (NIB_ATTEND_KEYS + 32);
+}
+
+#define LEVEL(name, needs)                                     \
+    extern const nib_row_kernels nib_row_kernels_##name;       \
+    extern const nib_linear_kernels nib_linear_kernels_##name; \
+    extern const nib_attend_kernels nib_attend_kernels_##name;
+#include "cpu/levels.def"
+#undef LEVEL
+
+#endif

@@ -1,0 +1,179 @@
+/* Matrix products over the pool. Activations are rounded and packed once for all products that want them the same way;
+ * then the workers claim pieces of the weights: 32 rows (and at most 516 tokens), or 16 rows when tokens are few. */
+#include "base/memory.h"
+#include "cpu/cpu.h"
+#include "format/format.h"
+#include "kernel/level.h"
+
+static const nib_linear_kernels *linear_kernels(void) {
+#define LEVEL(name, needs) &nib_linear_kernels_##name,
+    static const nib_linear_kernels *const levels[] = {
+#include "cpu/levels.def"
+    };
+#undef LEVEL
+    return levels[nib_cpu_level_index()];
+}
+
+enum {
+    CHUNK_TOKENS = 86 * NIB_TILE_TOKENS, /* tokens of one piece: their sums, 64 KiB, stay in the second cache */
+    GEMV_ROWS = 16,
+};
+
+/* One worker's memory. */
+typedef struct worker_scratch {
+    nib_panel_scratch panel;
+    _Alignas(64) float sums[CHUNK_TOKENS * NIB_PANEL_ROWS];
+} worker_scratch;
+
+typedef struct linear_job {
+    const nib_linear_kernels *kernels;
+    nib_path path;
+    nib_route route;
+    nib_activation rounding;
+    const float *x;
+    uint32_t n_tokens, n_cols;
+    const nib_product *products;
+    uint32_t n_products;
+    void *packed;
+    worker_scratch *workers;
+} linear_job;
+
+static size_t blocks_of(size_t n_cols) {
+    return (n_cols + NIB_PANEL_K - 1) / NIB_PANEL_K;
+}
+static size_t tiles_of(size_t n_tokens) {
+    return (n_tokens + NIB_TILE_TOKENS - 1) / NIB_TILE_TOKENS;
+}
+
+/* The float layout is the largest, for tiles and for rows. */
+static size_t packed_bytes(uint32_t n_cols, uint32_t n_tokens) {
+    return blocks_of(n_cols) * tiles_of(n_tokens) * nib_tile_bytes(NIB_ROUTE_F32);
+}
+
+size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_workers) {
+    return packed_bytes(n_cols, n_tokens) + n_workers * sizeof(worker_scratch);
+}
+
+/* ---- which way -------------------------------------------------------------------------------------------------- */
+
+static nib_route route_of(const linear_job *job, const nib_format *format, nib_activation *rounding) {
+    *rounding = NIB_ACT_F32;
+    if (job->path == NIB_PATH_EXACT) return NIB_ROUTE_F32;
+    if (format->facts.kind == NIB_CLASS_FLOAT) {
+        *rounding = format->activation;
+        const bool stored_bf16 =
+            format->activation == NIB_ACT_BF16 && format->facts.block == 1 && format->facts.bytes == 2;
+        return stored_bf16 && job->kernels->has_bf16 && job->n_tokens > NIB_GEMV_TOKENS ? NIB_ROUTE_BF16
+                                                                                        : NIB_ROUTE_F32;
+    }
+    if (!format->unpack || (format->group != 16 && format->group != 32) || job->n_cols % format->group)
+        return NIB_ROUTE_F32;
+    if (format->activation == NIB_ACT_Q8_32) return NIB_ROUTE_INT_32;
+    return format->activation == NIB_ACT_Q8_256 ? NIB_ROUTE_INT_256 : NIB_ROUTE_F32;
+}
+
+/* Does the product go the way that the job runs now? */
+static bool is_wanted(const linear_job *job, const nib_product *product) {
+    nib_activation rounding;
+    return route_of(job, nib_format_fast(product->weight.format), &rounding) == job->route && rounding == job->rounding;
+}
+
+/* ---- packing ---------------------------------------------------------------------------------------------------- */
+
+static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
+    const linear_job *job = arg;
+    (void)worker;
+    for (size_t i = begin; i < end; i++)
+        job->kernels->pack_tile(job->route, job->rounding, job->x, job->n_tokens, job->n_cols,
+                                (uint32_t)(i * NIB_TILE_TOKENS), job->packed);
+}
+
+static void pack_rows(const linear_job *job) {
+    const size_t row_bytes = blocks_of(job->n_cols) * nib_row_block_bytes(job->route);
+    for (size_t t = 0; t < job->n_tokens; t++)
+        job->kernels->pack_row(job->route, job->rounding, job->x + t * job->n_cols, job->n_cols,
+                               (char *)job->packed + t * row_bytes);
+}
+
+/* ---- multiplying ------------------------------------------------------------------------------------------------ */
+
+static size_t pieces_of(const linear_job *job, const nib_product *product) {
+    const size_t n_rows = product->weight.n_rows;
+    if (job->n_tokens <= NIB_GEMV_TOKENS) return (n_rows + GEMV_ROWS - 1) / GEMV_ROWS;
+    const size_t n_chunks = ((size_t)job->n_tokens + CHUNK_TOKENS - 1) / CHUNK_TOKENS;
+    return (n_rows + NIB_PANEL_ROWS - 1) / NIB_PANEL_ROWS * n_chunks;
+}
+
+static void run_piece(const linear_job *job, const nib_product *product, size_t piece, worker_scratch *scratch) {
+    const nib_matrix *weight = &product->weight;
+    const bool few = job->n_tokens <= NIB_GEMV_TOKENS;
+    const uint32_t height = few ? GEMV_ROWS : NIB_PANEL_ROWS, length = few ? job->n_tokens : CHUNK_TOKENS;
+    const size_t n_chunks = ((size_t)job->n_tokens + length - 1) / length;
+    const uint32_t row = (uint32_t)(piece / n_chunks) * height, token = (uint32_t)(piece % n_chunks) * length;
+    const size_t row_bytes = nib_format_row_bytes(weight->format, weight->n_cols);
+    const nib_linear_task task = {
+        .format = nib_format_fast(weight->format),
+        .route = job->route,
+        .weights = (const char *)weight->data + row * row_bytes,
+        .row_bytes = row_bytes,
+        .n_cols = weight->n_cols,
+        .n_rows = weight->n_rows - row < height ? weight->n_rows - row : height,
+        .tiles = (const char *)job->packed + (few ? 0 : token / NIB_TILE_TOKENS * nib_tile_bytes(job->route)),
+        .n_tokens = job->n_tokens - token < length ? job->n_tokens - token : length,
+        .bias = product->bias ? product->bias + row : NULL,
+        .out = product->out + (size_t)token * weight->n_rows + row,
+        .out_stride = weight->n_rows,
+    };
+    if (few)
+        job->kernels->rows(&task, &scratch->panel);
+    else
+        job->kernels->panel(&task, tiles_of(job->n_tokens), &scratch->panel, scratch->sums);
+}
+
+static void run_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
+    const linear_job *job = arg;
+    for (size_t i = begin; i < end; i++) {
+        size_t piece = i;
+        for (const nib_product *product = job->products;; product++) {
+            if (!is_wanted(job, product)) continue;
+            const size_t n = pieces_of(job, product);
+            if (piece < n) {
+                run_piece(job, product, piece, job->workers + worker);
+                break;
+            }
+            piece -= n;
+        }
+    }
+}
+
+void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens, const nib_product *products,
+                uint32_t n_products, void *scratch) {
+    if (!n_tokens || !n_products) return;
+    linear_job job = {
+        .kernels = linear_kernels(),
+        .path = path,
+        .x = x,
+        .n_tokens = n_tokens,
+        .n_cols = products[0].weight.n_cols,
+        .products = products,
+        .n_products = n_products,
+        .packed = scratch,
+    };
+    job.workers = (worker_scratch *)((char *)scratch + packed_bytes(job.n_cols, n_tokens));
+    for (uint32_t i = 0; i < n_products; i++) {
+        job.route = route_of(&job, nib_format_fast(products[i].weight.format), &job.rounding);
+        size_t n_pieces = 0;
+        bool done = false; /* with an earlier product that goes the same way */
+        for (uint32_t j = 0; j < n_products; j++) {
+            if (!is_wanted(&job, products + j)) continue;
+            done |= j < i;
+            n_pieces += pieces_of(&job, products + j);
+        }
+        if (done) continue;
+        if (n_tokens <= NIB_GEMV_TOKENS)
+            pack_rows(&job);
+        else
+            nib_par_for(pool, tiles_of(n_tokens), 1, pack_tiles, &job);
+        nib_par_for(pool, n_pieces, 1, run_pieces, &job);
+    }
+}

@@ -439,6 +439,14 @@ static void test_json(void **state) {
 
 /* ---- Memory -------------------------------------------------------------------------------------------------------- */
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SANITIZED
+#endif
+#endif
+
 /* What RLIMIT_DATA counts. */
 static uint64_t private_bytes(void) {
     unsigned long long kilobytes = 0;
@@ -453,7 +461,7 @@ static uint64_t private_bytes(void) {
 
 static void test_memory_does_not_grow_with_a_tensor(void **state) {
     (void)state;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef SANITIZED
     print_message("skipped: a sanitizer counts its own memory\n");
     skip();
 #endif

@@ -17,7 +17,7 @@ static panel panel_at(uint32_t index, double height, double below) {
 }
 
 static void panel_title(nib_svg *svg, const nib_study *study, const panel *at, uint32_t level, const char *more) {
-    char title[96];
+    char title[128];
     snprintf(title, sizeof title, "%s%s", study->eval.models[level].format, more);
     nib_svg_text(svg, at->left, at->top - 6, NIB_ANCHOR_START, nib_study_is_over_cliff(study, level) ? "bad" : "strong",
                  title);

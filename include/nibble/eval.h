@@ -13,6 +13,7 @@ extern "C" {
 
 typedef struct nib_question {
     char *prompt;   /* scored continuation follows this text: " " + choice */
+    char **prompts; /* (n_choices) a prompt per choice, where these differ (Winogrande); NULL = prompt for all */
     char *category; /* "" if none */
     char **choices;
     uint32_t n_choices, answer;
@@ -24,8 +25,13 @@ typedef struct nib_questions {
     uint32_t n;
 } nib_questions;
 
-/* Reads JSONL (docs: one object a line with question, choices, answer; optional id, context, category, prompt).
- * path "demo": the built-in questions. A broken line is NIB_ERR_CORRUPT with its number. */
+/* Reads JSONL, one object a line, recognised by its fields; fields not named are ignored, blank lines skipped:
+ *   question, choices, answer   prompt "Question: {question}\nAnswer:"; optional: context (stands before it, on lines of
+ *                               its own), prompt (used verbatim instead, then question may be absent), category, id
+ *   query, choices, gold        prompt "{query}\nAnswer:" if query begins with "Question: ", else "{query}"
+ *   context_options, continuation, gold   every option is a prompt of its own, the continuation is scored after each
+ * answer and gold: index of the right choice. 2 to 64 choices, at most 1 MiB a line and 1 000 000 questions.
+ * path "demo": the built-in questions. A broken line is NIB_ERR_CORRUPT with its number, offset and field. */
 NIB_API nib_status nib_questions_read(const char *path, nib_questions *out, nib_error *error);
 NIB_API void nib_questions_fini(nib_questions *questions);
 
@@ -38,7 +44,11 @@ typedef struct nib_choice_scores {
     double accuracy, accuracy_err, accuracy_norm; /* fractions; err = sqrt(p(1-p)/(n-1)) */
 } nib_choice_scores;
 
-/* exact as in nib_session_params. */
+/* Rules of lm-evaluation-harness: prompt and " " + choice are tokenized together, without BOS and without control tokens;
+ * as many tokens as the prompt has alone are not scored (white space at its end counts with the choice). Texts longer than
+ * the trained context lose their beginning. Characters are Unicode code points of the choice.
+ * exact as in nib_session_params. NIB_ERR_CORRUPT, NIB_ERR_UNSUPPORTED: no usable tokenizer; NIB_ERR_USAGE: a choice alone
+ * is longer than the context. */
 NIB_API nib_status nib_choice_score(const nib_model *model, bool exact, nib_pool *pool, const nib_questions *questions,
                                     const nib_watch *watch, nib_choice_scores *out, nib_error *error);
 NIB_API void nib_choice_scores_fini(nib_choice_scores *scores);
@@ -137,7 +147,9 @@ typedef struct nib_bench_result {
     uint32_t depth, threads, n_runs;
     double tokens_per_s, stddev; /* mean and sample deviation of the runs */
     double *runs;                /* (n_runs) tokens per second */
-    double of_ceiling;           /* generation: bytes of weights and cache read per second over read_bytes_per_s */
+    /* Generation: bytes of weights and cache read per second over read_bytes_per_s; above 1 when the model fits the
+     * caches. An embedding table counts as one row unless it is the output matrix too. Prompts: NaN. */
+    double of_ceiling;
 } nib_bench_result;
 
 typedef struct nib_bench {
@@ -173,7 +185,10 @@ typedef struct nib_weight_stats {
     uint32_t n_top;
 } nib_weight_stats;
 
-/* edge: half the histogram's width; 0 = 12 standard deviations of this file. Sums in a fixed order. */
+/* edge: half the histogram's width; 0 = 12 standard deviations of this file. Sums in a fixed order: the same figures for
+ * any number of threads. Equal magnitudes in `top` keep file order.
+ * NIB_ERR_CORRUPT: no matrices, or a weight that is NaN or infinite (field: the tensor); NIB_ERR_UNSUPPORTED: a format
+ * that cannot be decoded. */
 NIB_API nib_status nib_weights_measure(const nib_gguf *gguf, double edge, nib_pool *pool, const nib_watch *watch,
                                        nib_weight_stats *out, nib_error *error);
 /* The members of one entry of "weights" in nibble.inspect/1 into the open object. */

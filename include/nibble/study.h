@@ -64,9 +64,11 @@ typedef struct nib_study {
     char *probe;               /* prompt whose next token was probed */
     uint32_t n_next;
     nib_next_token *next; /* (n_next) */
-    int32_t cliff;        /* index of the first level over the cliff in order of size, -1 if none */
-    int32_t recommended;  /* level to use, -1 if none */
-    char verdict[2048];   /* in words */
+    int32_t cliff; /* the level that is first over the cliff in order of size, -1 if none; an index into quantized */
+    int32_t recommended;  /* level to use, -1 if none; an index into quantized */
+    char verdict[2048];   /* in words, a sentence or two a line; the last line states the rules */
+    bool kept;            /* the quantized files lie in out_dir */
+    const nib_pool *pool; /* borrowed; for the threads in the report */
     double seconds;
     uint64_t peak_anonymous_bytes;
 } nib_study;

@@ -10,7 +10,7 @@
 
 /* ---- Pieces -------------------------------------------------------------------------------------------------------- */
 
-/* Blocks are at most 4096 weights and powers of two for every format there is, so pieces never split one. */
+/* Blocks are powers of two, at most 256 weights, in every format there is: pieces never split one. */
 static uint64_t pieces_per_row(const nib_tensor *tensor) {
     return (tensor->ne[0] - 1) / NIB_PIECE_COLUMNS + 1;
 }
@@ -48,37 +48,30 @@ size_t nib_first_not_finite(const float *values, size_t n) {
 
 /* ---- Check --------------------------------------------------------------------------------------------------------- */
 
-/* What one piece was found to be. */
-typedef struct finding {
-    nib_verdict verdict;
-    bool is_error;
-    uint64_t column; /* of a value that is not finite, if `has_column` */
-    bool has_column;
-} finding;
-
 #define BATCH_PIECES 4096u
 
 typedef struct check_job {
     const nib_tensor *tensor;
-    uint64_t first;    /* piece of the batch's first finding */
-    finding *findings; /* (BATCH_PIECES) */
-    float *scratch;    /* (workers, NIB_PIECE_COLUMNS) */
+    uint64_t first;        /* piece of the batch's first finding */
+    nib_finding *findings; /* (BATCH_PIECES) */
+    float *scratch;        /* (workers, NIB_PIECE_COLUMNS) */
 } check_job;
 
-static finding check_piece(const nib_tensor *tensor, const nib_piece *piece, float *values) {
+nib_finding nib_piece_check(const nib_tensor *tensor, const nib_piece *piece, float *scratch) {
     const nib_format_facts *facts = nib_format_facts_of(tensor->format);
-    finding found = {.verdict = nib_format_check(tensor->format, piece->data, piece->n)};
-    if (facts->kind == NIB_CLASS_FLOAT && facts->can_decode) {
-        nib_format_decode(tensor->format, values, piece->data, piece->n);
-        const size_t column = nib_first_not_finite(values, piece->n);
+    nib_finding found = {.verdict = nib_format_check(tensor->format, piece->data, piece->n)};
+    const bool has_scales = facts->kind == NIB_CLASS_SCALED || facts->block > 2;
+    if (!has_scales && facts->kind == NIB_CLASS_FLOAT && facts->can_decode) {
+        nib_format_decode(tensor->format, scratch, piece->data, piece->n);
+        const size_t column = nib_first_not_finite(scratch, piece->n);
         if (column < piece->n) {
-            found = (finding){.verdict = NIB_VERDICT_NOT_FINITE, .has_column = true};
+            found = (nib_finding){.verdict = NIB_VERDICT_NOT_FINITE, .has_column = true};
             found.column = piece->column + column;
         }
     }
-    /* NaN and infinity can be stored in float tensors; a scale that is not finite, or a code no encoder writes, is damage */
-    found.is_error = found.verdict == NIB_VERDICT_BAD_CODE || found.verdict == NIB_VERDICT_SCALE_OVERFLOW ||
-                     (found.verdict == NIB_VERDICT_NOT_FINITE && facts->kind == NIB_CLASS_SCALED);
+    /* NaN and infinity can stand in plain float tensors; a scale that is not finite is damage. */
+    found.is_damage = found.verdict == NIB_VERDICT_BAD_CODE || found.verdict == NIB_VERDICT_SCALE_OVERFLOW ||
+                      (found.verdict == NIB_VERDICT_NOT_FINITE && has_scales);
     return found;
 }
 
@@ -86,16 +79,16 @@ static void check_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
     const check_job *job = arg;
     for (size_t i = begin; i < end; i++) {
         const nib_piece piece = nib_tensor_piece(job->tensor, job->first + i);
-        job->findings[i] = check_piece(job->tensor, &piece, job->scratch + (size_t)worker * NIB_PIECE_COLUMNS);
+        job->findings[i] = nib_piece_check(job->tensor, &piece, job->scratch + (size_t)worker * NIB_PIECE_COLUMNS);
     }
 }
 
-static nib_status report(const nib_gguf *gguf, const check_job *job, uint64_t index, const finding *found,
+static nib_status report(const nib_gguf *gguf, const check_job *job, uint64_t index, const nib_finding *found,
                          const nib_watch *watch, bool *warned, nib_error *error) {
     const nib_tensor *tensor = job->tensor;
     const nib_piece piece = nib_tensor_piece(tensor, index);
     const char *format = nib_format_facts_of(tensor->format)->name;
-    if (found->is_error) {
+    if (found->is_damage) {
         nib_fail_at(error, NIB_ERR_CORRUPT, gguf->path, (int64_t)(piece.data - gguf->map.data), tensor->name,
                     "tensor %s (%s), row %" PRIu64 ": %s", tensor->name, format, piece.row,
                     found->verdict == NIB_VERDICT_BAD_CODE ? "a code that no encoder writes" : "a scale is not finite");

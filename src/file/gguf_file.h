@@ -54,4 +54,14 @@ nib_piece nib_tensor_piece(const nib_tensor *tensor, uint64_t index);
 /* First NaN or infinity of (n) floats; n if there is none. */
 size_t nib_first_not_finite(const float *values, size_t n);
 
+/* What one piece was found to be. */
+typedef struct nib_finding {
+    nib_verdict verdict;
+    bool is_damage;  /* what no encoder writes, as against NaN and infinity stored as values */
+    bool has_column; /* of the first value that is not finite */
+    uint64_t column;
+} nib_finding;
+/* scratch: (NIB_PIECE_COLUMNS) floats. */
+nib_finding nib_piece_check(const nib_tensor *tensor, const nib_piece *piece, float *scratch);
+
 #endif

@@ -1,0 +1,297 @@
+/* nibble quantize: one model file into smaller ones. Several formats are made one after the other. */
+#include "cli.h"
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define MOST_FORMATS 64
+
+typedef struct job {
+    nib_cli *cli;
+    nib_gguf *gguf;
+    const nib_recipe *recipes[MOST_FORMATS];
+    char *paths[MOST_FORMATS];
+    unsigned n;
+    nib_quantize_params params;
+} job;
+
+/* ---- Names ------------------------------------------------------------------------------------------------------------- */
+
+/* "path/Model-BF16.gguf" -> "Model": without folder, extension and the float type people put at the end. */
+static void stem_of(const char *path, char *out, size_t n) {
+    static const char *const endings[] = {".gguf", "bf16", "f16", "f32", "fp16", "fp32"};
+    const char *slash = strrchr(path, '/');
+    snprintf(out, n, "%s", strcmp(path, "demo") == 0 ? "nibble-demo" : slash ? slash + 1 : path);
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+        size_t length = strlen(out), n_ending = strlen(endings[i]);
+        if (length <= n_ending + 1 || strcasecmp(out + length - n_ending, endings[i]) != 0) continue;
+        char before = out[length - n_ending - 1];
+        if (i == 0)
+            out[length - n_ending] = '\0';
+        else if (before == '.' || before == '-' || before == '_')
+            out[length - n_ending - 1] = '\0';
+    }
+}
+
+static bool is_folder(const char *path) {
+    struct stat info;
+    size_t n = strlen(path);
+    return (n && path[n - 1] == '/') || (stat(path, &info) == 0 && S_ISDIR(info.st_mode));
+}
+
+static nib_status choose_paths(job *j, nib_error *error) {
+    const char *output = nib_cli_text(j->cli, "output"), *input = j->cli->args.words[0];
+    bool folder = output && is_folder(output);
+    char stem[512];
+    stem_of(input, stem, sizeof stem);
+    if (output && j->n > 1 && !folder)
+        return nib_cli_fail(error, NIB_ERR_USAGE, "end it with / or leave -o out",
+                            "-o has to be a folder for several formats");
+    for (unsigned i = 0; i < j->n; i++) {
+        int rc;
+        if (output && !folder)
+            rc = asprintf(&j->paths[i], "%s", output);
+        else
+            rc = asprintf(&j->paths[i], "%s%s%s-%s.gguf", folder ? output : "",
+                          folder && output[strlen(output) - 1] != '/' ? "/" : "", stem, nib_recipe_name(j->recipes[i]));
+        if (rc < 0) {
+            j->paths[i] = NULL;
+            return nib_cli_no_memory(error);
+        }
+        nib_status status = nib_cli_check_output(j->paths[i], j->params.force, &input, 1, error);
+        if (status) return status;
+        if (strcmp(j->paths[i], "-") == 0)
+            return nib_cli_fail(error, NIB_ERR_USAGE, "give -o FILE", "a model cannot be written to standard output");
+    }
+    return NIB_OK;
+}
+
+static nib_status read_recipes(job *j, nib_error *error) {
+    const char *list = nib_cli_text(j->cli, "to");
+    if (!list)
+        return nib_cli_fail(error, NIB_ERR_USAGE, "such as --to q4_k; nibble formats lists them",
+                            "--to FORMAT is missing");
+    return nib_cli_parse_recipes(list, j->recipes, MOST_FORMATS, &j->n, error);
+}
+
+/* ---- Dry run -------------------------------------------------------------------------------------------------------------- */
+
+static void json_choices(nib_json *json, const nib_choice_of_format *choices, uint64_t n) {
+    nib_json_begin_array(json, "tensors");
+    for (uint64_t i = 0; i < n; i++) {
+        const nib_choice_of_format *c = &choices[i];
+        uint64_t rows = c->tensor->ne[0] ? c->tensor->n_elements / c->tensor->ne[0] : 0;
+        nib_json_begin_object(json, NULL);
+        nib_json_string(json, "name", c->tensor->name);
+        nib_json_string(json, "from", nib_format_facts_of(c->tensor->format)->name);
+        nib_json_string(json, "to", nib_format_facts_of(c->format)->name);
+        nib_json_uint(json, "bytes", rows * nib_format_row_bytes(c->format, (size_t)c->tensor->ne[0]));
+        if (c->fallback[0])
+            nib_json_string(json, "fallback", c->fallback);
+        else
+            nib_json_null(json, "fallback");
+        nib_json_end_object(json);
+    }
+    nib_json_end_array(json);
+}
+
+typedef struct sum_of_format {
+    const nib_format *format;
+    uint64_t n_tensors, n_elements, n_bytes;
+} sum_of_format;
+
+static void print_choices(const nib_choice_of_format *choices, uint64_t n, uint64_t bytes_in, uint64_t bytes_out,
+                          const char *path, bool verbose) {
+    sum_of_format sums[64];
+    unsigned n_sums = 0, n_fallbacks = 0;
+    nib_table table;
+    printf("%s%s%s  %s -> %s\n", nib_console_bold(), path, nib_console_plain(), nib_show_bytes(bytes_in).s,
+           nib_show_bytes(bytes_out).s);
+    nib_table_init(&table, verbose ? "llrl" : "lrrr",
+                   verbose ? "tensor|to|bytes|why" : "format|tensors|parameters|size");
+    for (uint64_t i = 0; i < n; i++) {
+        const nib_choice_of_format *c = &choices[i];
+        uint64_t rows = c->tensor->ne[0] ? c->tensor->n_elements / c->tensor->ne[0] : 0;
+        uint64_t n_bytes = rows * nib_format_row_bytes(c->format, (size_t)c->tensor->ne[0]);
+        unsigned s = 0;
+        n_fallbacks += c->fallback[0] != 0;
+        if (verbose) {
+            nib_table_add(&table, "%s", c->tensor->name);
+            nib_table_add(&table, "%s", nib_format_facts_of(c->format)->name);
+            nib_table_add(&table, "%llu", (unsigned long long)n_bytes);
+            nib_table_add(&table, "%s", c->fallback);
+        }
+        while (s < n_sums && sums[s].format != c->format) s++;
+        if (s == 64) continue;
+        if (s == n_sums) sums[n_sums++] = (sum_of_format){.format = c->format};
+        sums[s].n_tensors++;
+        sums[s].n_elements += c->tensor->n_elements;
+        sums[s].n_bytes += n_bytes;
+    }
+    for (unsigned s = 0; s < n_sums && !verbose; s++) {
+        nib_table_add(&table, "%s", nib_format_facts_of(sums[s].format)->name);
+        nib_table_add(&table, "%llu", (unsigned long long)sums[s].n_tensors);
+        nib_table_add(&table, "%s", nib_show_count(sums[s].n_elements).s);
+        nib_table_add(&table, "%s", nib_show_bytes(sums[s].n_bytes).s);
+    }
+    nib_table_print(&table, stdout);
+    nib_table_fini(&table);
+    if (n_fallbacks && !verbose) printf("%u tensors take another format than asked: -v says why\n", n_fallbacks);
+}
+
+static nib_status dry_run(job *j, nib_json *json, unsigned i, nib_error *error) {
+    uint64_t n = nib_gguf_n_tensors(j->gguf), bytes_out = 0;
+    nib_choice_of_format *choices = calloc(n ? n : 1, sizeof *choices);
+    if (!choices) return nib_cli_no_memory(error);
+    nib_status status = nib_recipe_choose(j->recipes[i], j->params.pure, j->gguf, choices, error);
+    if (!status) status = nib_quantize_plan(j->gguf, &j->params, &bytes_out, error);
+    if (!status && json) {
+        nib_json_bool(json, "dry_run", true);
+        nib_json_string(json, "input", nib_gguf_path(j->gguf));
+        nib_json_string(json, "output", j->paths[i]);
+        nib_json_string(json, "format", nib_format_facts_of(nib_recipe_format(j->recipes[i]))->name);
+        nib_json_string(json, "recipe", nib_recipe_name(j->recipes[i]));
+        nib_json_uint(json, "n_tensors", n);
+        nib_json_uint(json, "bytes_in", nib_gguf_bytes(j->gguf));
+        nib_json_uint(json, "bytes_out", bytes_out);
+        json_choices(json, choices, n);
+    }
+    if (!status && !j->cli->json)
+        print_choices(choices, n, nib_gguf_bytes(j->gguf), bytes_out, j->paths[i], j->cli->verbose > 0);
+    free(choices);
+    return status;
+}
+
+/* ---- For real --------------------------------------------------------------------------------------------------------------- */
+
+static void print_tensors(const nib_quantized *q) {
+    nib_table table;
+    nib_table_init(&table, "lllrrrl", "tensor|from|to|bytes|error|largest|why");
+    for (uint32_t i = 0; i < q->n_tensors; i++) {
+        const nib_quantized_tensor *t = &q->tensors[i];
+        nib_table_add(&table, "%s", t->name);
+        nib_table_add(&table, "%s", nib_format_facts_of(t->from)->name);
+        nib_table_add(&table, "%s", nib_format_facts_of(t->to)->name);
+        nib_table_add(&table, "%llu", (unsigned long long)t->n_bytes);
+        nib_table_add(&table, isfinite(t->rel_rmse) ? "%.2f%%" : "-", 100 * t->rel_rmse);
+        nib_table_add(&table, isfinite(t->max_abs_err) ? "%.3g" : "-", t->max_abs_err);
+        nib_table_add(&table, "%s", t->fallback);
+    }
+    nib_table_print(&table, stdout);
+    nib_table_fini(&table);
+}
+
+/* The most frequent source format of what was quantized, for "bf16 1.19 GB -> 0.40 GB". */
+static const char *source_name(const nib_quantized *q) {
+    const nib_format *best = NULL;
+    uint64_t best_bytes = 0;
+    for (uint32_t i = 0; i < q->n_tensors; i++) {
+        uint64_t n_bytes = 0;
+        for (uint32_t k = 0; k < q->n_tensors; k++)
+            if (q->tensors[k].from == q->tensors[i].from) n_bytes += q->tensors[k].n_bytes;
+        if (n_bytes > best_bytes) {
+            best_bytes = n_bytes;
+            best = q->tensors[i].from;
+        }
+    }
+    return best ? nib_format_facts_of(best)->name : "";
+}
+
+static void print_summary(const nib_quantized *q, unsigned verbose) {
+    const nib_quantized_tensor *worst = NULL;
+    unsigned n_fallbacks = 0;
+    for (uint32_t i = 0; i < q->n_tensors; i++) {
+        const nib_quantized_tensor *t = &q->tensors[i];
+        n_fallbacks += t->fallback[0] != 0;
+        if (isfinite(t->rel_rmse) && (!worst || t->rel_rmse > worst->rel_rmse)) worst = t;
+    }
+    if (verbose) print_tensors(q);
+    printf("quantized  %s  %s %s -> %s %s  (%.2f bpw)   %s, peak memory %s\n", nib_cli_model_label(q->input).s,
+           source_name(q), nib_show_bytes(q->bytes_in).s, nib_recipe_name(q->recipe), nib_show_bytes(q->bytes_out).s,
+           q->bpw, nib_show_seconds(q->seconds).s, nib_show_bytes(q->peak_rss).s);
+    if (worst) printf("worst      %s  relative error %.2f%%\n", worst->name, 100 * worst->rel_rmse);
+    if (n_fallbacks) printf("fallback   %u tensors have another format than asked: -v says why\n", n_fallbacks);
+    printf("wrote      %s\n", q->output);
+}
+
+static nib_status quantize_one(job *j, nib_json *json, unsigned i, nib_error *error) {
+    nib_quantized q = {0};
+    nib_status status = nib_quantize(j->gguf, j->paths[i], &j->params, j->cli->pool, &j->cli->watch, &q, error);
+    nib_console_erase_progress();
+    if (!status && json) nib_quantized_write_json(&q, json);
+    if (!status && !j->cli->json) print_summary(&q, j->cli->verbose);
+    if (!status && !j->cli->json) fflush(stdout);
+    nib_quantized_fini(&q);
+    return status;
+}
+
+static nib_status make_folder(const char *path, nib_error *error) {
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return NIB_OK;
+    nib_cli_fail(error, NIB_ERR_IO, "make the folders above it first", "cannot make the folder: %s", strerror(errno));
+    return nib_cli_fail_in(error, path, -1, NULL);
+}
+
+static nib_status run(nib_cli *cli, nib_error *error) {
+    job j = {.cli = cli};
+    nib_json *json = NULL;
+    bool dry = nib_cli_switch(cli, "dry-run");
+    const char *output = nib_cli_text(cli, "output");
+    j.params.pure = nib_cli_switch(cli, "pure");
+    j.params.force = nib_cli_switch(cli, "force");
+    j.params.no_provenance = !nib_cli_switch(cli, "provenance");
+    j.params.measure_error = nib_cli_switch(cli, "error");
+    nib_status status = read_recipes(&j, error);
+    if (!status) status = choose_paths(&j, error);
+    if (!status) status = nib_cli_open_gguf(cli->args.words[0], &j.gguf, error);
+    if (!status && !dry && output && is_folder(output)) status = make_folder(output, error);
+    if (!status && cli->json && !(json = nib_cli_json_begin(cli, "quantize", error))) status = NIB_ERR_MEMORY;
+    bool several = j.n > 1;
+    if (!status && json && several) nib_json_begin_array(json, "outputs");
+    for (unsigned i = 0; i < j.n && !status; i++) {
+        j.params.recipe = j.recipes[i];
+        if (json && several) nib_json_begin_object(json, NULL);
+        status = dry ? dry_run(&j, json, i, error) : quantize_one(&j, json, i, error);
+        if (json && several) nib_json_end_object(json);
+    }
+    if (!status && json && several) nib_json_end_array(json);
+    if (!status && json) {
+        status = nib_cli_json_end(cli, json, error);
+        json = NULL;
+    }
+    nib_json_free(json);
+    nib_gguf_close(j.gguf);
+    for (unsigned i = 0; i < j.n; i++) free(j.paths[i]);
+    return status;
+}
+
+static const nib_option options[] = {
+    {.name = "to",
+     .kind = NIB_OPTION_TEXT,
+     .value = "FORMAT[,FORMAT...]",
+     .about = "the format or mix to make (nibble formats)",
+     .more = "Names mean what they mean to llama-quantize: q4_k is q4_k_m, a mix of formats."},
+    {.name = "pure", .kind = NIB_OPTION_SWITCH, .about = "one format for every matrix that can hold it, no mix"},
+    {.name = "dry-run", .kind = NIB_OPTION_SWITCH, .about = "say what would come out, write nothing"},
+    {.name = "error", .kind = NIB_OPTION_SWITCH, .fallback = "on", .about = "do not measure the error of every tensor"},
+    {.name = "provenance", .kind = NIB_OPTION_SWITCH, .fallback = "on", .about = "leave nibble's own metadata out"},
+    {.name = NULL},
+};
+
+const nib_command nib_command_quantize = {
+    .name = "quantize",
+    .group = "make",
+    .usage = "MODEL --to FORMAT[,FORMAT...] [-o OUT.gguf]",
+    .about = "make a model file smaller",
+    .more = "The file appears under its name only when complete. Without -o it is called MODEL-FORMAT.gguf.\n"
+            "The bytes do not depend on the processor or the number of threads.",
+    .examples =
+        "nibble quantize model.gguf --to q4_k\nnibble quantize demo --to q8_0 -o small.gguf\n"
+        "nibble quantize model.gguf --to q8_0,q4_k,q2_k -o out/\nnibble quantize model.gguf --to q4_0 --pure --dry-run",
+    .output = "file to write; a folder for several formats",
+    .options = options,
+    .min_words = 1,
+    .max_words = 1,
+    .run = run,
+};

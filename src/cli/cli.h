@@ -67,11 +67,11 @@ typedef struct nib_cli nib_cli;
 
 typedef struct nib_command {
     const char *name, *group;
-    const char *usage;    /* what follows "nibble NAME": "MODEL [--to FORMAT]" */
-    const char *about;    /* one line */
-    const char *more;     /* paragraphs for --help */
-    const char *examples; /* one a line; the first is the one that `nibble` alone shows */
-    const char *output;   /* what -o is; NULL: the command takes neither -o nor --force */
+    const char *usage;       /* what follows "nibble NAME": "MODEL [--to FORMAT]" */
+    const char *about;       /* one line */
+    const char *more;        /* paragraphs for --help */
+    const char *examples;    /* one a line; the first is the one that `nibble` alone shows */
+    const char *output;      /* what -o is; NULL: the command takes neither -o nor --force */
     bool output_is_document; /* -o is the JSON document */
     const nib_option *options;
     unsigned min_words, max_words;
@@ -181,9 +181,9 @@ void nib_table_print(const nib_table *table, FILE *to);
 typedef struct nib_short_text {
     char s[48];
 } nib_short_text;
-nib_short_text nib_show_bytes(uint64_t n);   /* "11.7 MB" */
-nib_short_text nib_show_count(uint64_t n);   /* "5.77 M" */
-nib_short_text nib_show_seconds(double s);   /* "41 s", "3 min 20 s" */
+nib_short_text nib_show_bytes(uint64_t n); /* "11.7 MB" */
+nib_short_text nib_show_count(uint64_t n); /* "5.77 M" */
+nib_short_text nib_show_seconds(double s); /* "41 s", "3 min 20 s" */
 /* Value and uncertainty with the digits the uncertainty warrants: "1.5437 ± 0.0074"; "-" for NaN. */
 nib_short_text nib_show_pm(double value, double err);
 
@@ -205,15 +205,15 @@ nib_status nib_cli_check_output(const char *path, bool force, const char *const 
 nib_status nib_cli_read_file(const char *path, char **text, size_t *n_bytes, nib_error *error);
 
 /* Output that appears under its name only when complete. "-" is stdout. */
-typedef struct nib_output {
+typedef struct nib_cli_output {
     FILE *stream;
     const char *path;
     char *partial; /* NULL for stdout */
-} nib_output;
-nib_status nib_output_open(nib_output *output, const char *path, nib_error *error);
-nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error);
-nib_status nib_output_commit(nib_output *output, nib_error *error);
-void nib_output_discard(nib_output *output);
+} nib_cli_output;
+nib_status nib_cli_output_open(nib_cli_output *output, const char *path, nib_error *error);
+nib_status nib_cli_output_write(nib_cli_output *output, const void *data, size_t n_bytes, nib_error *error);
+nib_status nib_cli_output_commit(nib_cli_output *output, nib_error *error);
+void nib_cli_output_discard(nib_cli_output *output);
 
 /* Appends the decimal ids of a text, separated by white space; name: where the text is from.
  * NIB_ERR_CORRUPT with the position of what is not an id below n_vocab. */
@@ -221,7 +221,8 @@ nib_status nib_cli_parse_ids(const char *text, size_t n_bytes, const char *name,
                              nib_error *error);
 
 /* A list of recipes, separated by commas. NIB_ERR_USAGE if one is unknown or there twice. */
-nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsigned most, unsigned *n, nib_error *error);
+nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsigned most, unsigned *n,
+                                 nib_error *error);
 
 /* Begins the command's document "nibble.NAME/1"; NULL and the error without memory. */
 nib_json *nib_cli_json_begin(nib_cli *cli, const char *name, nib_error *error);
@@ -229,20 +230,44 @@ nib_json *nib_cli_json_begin(nib_cli *cli, const char *name, nib_error *error);
 nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error);
 
 /* Options of chat and generate that shape the choice of the next token. */
-#define NIB_SAMPLING_OPTIONS                                                                                           \
-    {.name = "temp", .kind = NIB_OPTION_NUMBER, .value = "T", .fallback = "0", .min = 0, .max = 100,                   \
-     .about = "temperature; 0 = always the likeliest token",                                                           \
-     .more = "Above 0 tokens are drawn at random, from fewer candidates with --top-k, --top-p and --min-p."},          \
-    {.name = "top-k", .kind = NIB_OPTION_UINT, .value = "K", .fallback = "40", .min = 0, .max = 1e9,                   \
-     .about = "draw from the K likeliest tokens; 0 = all"},                                                            \
-    {.name = "top-p", .kind = NIB_OPTION_NUMBER, .value = "P", .fallback = "0.95", .min = 0, .max = 1,                 \
-     .about = "draw from the likeliest tokens that together reach probability P"},                                     \
-    {.name = "min-p", .kind = NIB_OPTION_NUMBER, .value = "P", .fallback = "0.05", .min = 0, .max = 1,                 \
-     .about = "drop tokens less likely than P times the likeliest"},                                                   \
-    {.name = "seed", .kind = NIB_OPTION_UINT, .value = "N", .fallback = "0", .min = 0, .max = 9e18,                    \
-     .about = "seed of the draw; the same seed gives the same text"}
+#define NIB_SAMPLING_OPTIONS                                                                                  \
+    {.name = "temp",                                                                                          \
+     .kind = NIB_OPTION_NUMBER,                                                                               \
+     .value = "T",                                                                                            \
+     .fallback = "0",                                                                                         \
+     .min = 0,                                                                                                \
+     .max = 100,                                                                                              \
+     .about = "temperature; 0 = always the likeliest token",                                                  \
+     .more = "Above 0 tokens are drawn at random, from fewer candidates with --top-k, --top-p and --min-p."}, \
+        {.name = "top-k",                                                                                     \
+         .kind = NIB_OPTION_UINT,                                                                             \
+         .value = "K",                                                                                        \
+         .fallback = "40",                                                                                    \
+         .min = 0,                                                                                            \
+         .max = 1e9,                                                                                          \
+         .about = "draw from the K likeliest tokens; 0 = all"},                                               \
+        {.name = "top-p",                                                                                     \
+         .kind = NIB_OPTION_NUMBER,                                                                           \
+         .value = "P",                                                                                        \
+         .fallback = "0.95",                                                                                  \
+         .min = 0,                                                                                            \
+         .max = 1,                                                                                            \
+         .about = "draw from the likeliest tokens that together reach probability P"},                        \
+        {.name = "min-p",                                                                                     \
+         .kind = NIB_OPTION_NUMBER,                                                                           \
+         .value = "P",                                                                                        \
+         .fallback = "0.05",                                                                                  \
+         .min = 0,                                                                                            \
+         .max = 1,                                                                                            \
+         .about = "drop tokens less likely than P times the likeliest"},                                      \
+    {                                                                                                         \
+        .name = "seed", .kind = NIB_OPTION_UINT, .value = "N", .fallback = "0", .min = 0, .max = 9e18,        \
+        .about = "seed of the draw; the same seed gives the same text"                                        \
+    }
 nib_status nib_cli_new_sampler(const nib_cli *cli, uint32_t n_vocab, nib_sampler **out, nib_error *error);
 /* nib_generate_params.on_text: streams to stdout; stops when interrupted or when nobody reads. */
 bool nib_cli_stream_text(void *user, const char *text, size_t n_bytes);
+/* The same without printing. */
+bool nib_cli_keep_going(void *user, const char *text, size_t n_bytes);
 
 #endif

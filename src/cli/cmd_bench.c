@@ -14,13 +14,16 @@ static void print_table(const nib_bench *bench) {
         nib_table_add(&table, "%s", r->test);
         nib_table_add(&table, "%u", r->threads);
         nib_table_add(&table, "%s", nib_show_pm(r->tokens_per_s, r->stddev).s);
-        if (isfinite(r->of_ceiling) && r->of_ceiling > 0) nib_table_add(&table, "%.0f%%", 100 * r->of_ceiling);
-        else nib_table_add(&table, "-");
+        if (isfinite(r->of_ceiling) && r->of_ceiling > 0)
+            nib_table_add(&table, "%.0f%%", 100 * r->of_ceiling);
+        else
+            nib_table_add(&table, "-");
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
     if (bench->read_bytes_per_s > 0)
-        printf("\nmemory reads %.1f GB/s in this run; the share says how much of it generation used\n", bench->read_bytes_per_s / 1e9);
+        printf("\nmemory reads %.1f GB/s in this run; the share says how much of it generation used\n",
+               bench->read_bytes_per_s / 1e9);
     for (uint32_t i = 0; i < bench->n; i++) {
         const nib_bench_result *r = &bench->results[i];
         if (r->tokens_per_s > 0 && r->stddev > 0.1 * r->tokens_per_s)
@@ -49,7 +52,8 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     nib_console_erase_progress();
     if (!status && cli->wants_json) {
         nib_json *json = nib_cli_json_begin(cli, "bench", error);
-        if (!json) status = NIB_ERR_MEMORY;
+        if (!json)
+            status = NIB_ERR_MEMORY;
         else {
             nib_bench_write_json(&bench, json);
             status = nib_cli_json_end(cli, json, error);
@@ -63,22 +67,53 @@ static nib_status run(nib_cli *cli, nib_error *error) {
 }
 
 static const nib_option options[] = {
-    {.name = "prompt-tokens", .letter = 'p', .kind = NIB_OPTION_UINT, .value = "N", .fallback = "512", .min = 0, .max = 1048576,
+    {.name = "prompt-tokens",
+     .letter = 'p',
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .fallback = "512",
+     .min = 0,
+     .max = 1048576,
      .about = "tokens of the prompt test; 0 = none"},
-    {.name = "tokens", .letter = 'n', .kind = NIB_OPTION_UINT, .value = "N", .fallback = "128", .min = 0, .max = 1048576,
+    {.name = "tokens",
+     .letter = 'n',
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .fallback = "128",
+     .min = 0,
+     .max = 1048576,
      .about = "tokens of the generation test; 0 = none"},
-    {.name = "runs", .letter = 'r', .kind = NIB_OPTION_UINT, .value = "N", .fallback = "5", .min = 1, .max = 10000,
+    {.name = "runs",
+     .letter = 'r',
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .fallback = "5",
+     .min = 1,
+     .max = 10000,
      .about = "times each test is run"},
-    {.name = "depth", .letter = 'd', .kind = NIB_OPTION_UINT, .value = "N", .fallback = "0", .min = 0, .max = 1048576,
+    {.name = "depth",
+     .letter = 'd',
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .fallback = "0",
+     .min = 0,
+     .max = 1048576,
      .about = "tokens already in the cache when timing starts"},
     {.name = NULL},
 };
 
 const nib_command nib_command_bench = {
-    .name = "bench", .group = "measure", .usage = "MODEL... [-p N] [-n N] [-r N]",
+    .name = "bench",
+    .group = "measure",
+    .usage = "MODEL... [-p N] [-n N] [-r N]",
     .about = "speed of prompts and generation",
     .more = "Mean and deviation over the runs. Rounds alternate between the models, so a slow minute hits all of them.",
-    .examples = "nibble bench model.gguf\nnibble bench a.gguf b.gguf -p 512 -n 128 -r 10\nnibble bench demo -t 1 --depth 256",
-    .output = "also write the JSON document to PATH", .output_is_document = true,
-    .options = options, .min_words = 1, .max_words = 64, .run = run,
+    .examples =
+        "nibble bench model.gguf\nnibble bench a.gguf b.gguf -p 512 -n 128 -r 10\nnibble bench demo -t 1 --depth 256",
+    .output = "also write the JSON document to PATH",
+    .output_is_document = true,
+    .options = options,
+    .min_words = 1,
+    .max_words = 64,
+    .run = run,
 };

@@ -19,8 +19,10 @@ static nib_status write_json(nib_cli *cli, double bandwidth, nib_error *error) {
     }
     nib_json_end_array(json);
     nib_json_begin_object(json, "ceilings");
-    if (bandwidth > 0) nib_json_number(json, "read_bytes_per_s", bandwidth);
-    else nib_json_null(json, "read_bytes_per_s");
+    if (bandwidth > 0)
+        nib_json_number(json, "read_bytes_per_s", bandwidth);
+    else
+        nib_json_null(json, "read_bytes_per_s");
     nib_json_end_object(json);
     return nib_cli_json_end(cli, json, error);
 }
@@ -31,12 +33,15 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     nib_status status = cli->wants_json ? write_json(cli, bandwidth, error) : NIB_OK;
     if (status || cli->json) return status;
     printf("processor  %s\n", nib_cpu_name());
-    printf("cores      %u physical that nibble may use; %u threads in use\n", nib_cpu_cores(), nib_pool_size(cli->pool));
+    printf("cores      %u physical that nibble may use; %u threads in use\n", nib_cpu_cores(),
+           nib_pool_size(cli->pool));
     printf("levels    ");
     for (unsigned i = 0; (level = nib_cpu_level_name(i)); i++) {
         bool in_use = strcmp(level, nib_cpu_level()) == 0;
         printf(" %s%s%s%s", in_use ? nib_console_bold() : "", level, in_use ? nib_console_plain() : "",
-               in_use ? " (in use)" : nib_cpu_level_runs(i) ? "" : " (not on this processor)");
+               in_use                  ? " (in use)"
+               : nib_cpu_level_runs(i) ? ""
+                                       : " (not on this processor)");
     }
     printf("\n");
     if (bandwidth > 0)
@@ -46,14 +51,21 @@ static nib_status run(nib_cli *cli, nib_error *error) {
 }
 
 static const nib_option options[] = {
-    {.name = "measure", .kind = NIB_OPTION_SWITCH, .fallback = "on", .about = "do not measure the memory's read bandwidth"},
+    {.name = "measure",
+     .kind = NIB_OPTION_SWITCH,
+     .fallback = "on",
+     .about = "do not measure the memory's read bandwidth"},
     {.name = NULL},
 };
 
 const nib_command nib_command_cpu = {
-    .name = "cpu", .group = "self", .usage = "",
+    .name = "cpu",
+    .group = "self",
+    .usage = "",
     .about = "this machine and its measured ceiling",
     .examples = "nibble cpu\nnibble cpu --cpu avx2 -t 1",
-    .output = "also write the JSON document to PATH", .output_is_document = true,
-    .options = options, .run = run,
+    .output = "also write the JSON document to PATH",
+    .output_is_document = true,
+    .options = options,
+    .run = run,
 };

@@ -4,12 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void add_pm(nib_table *table, double value, double err) { nib_table_add(table, "%s", nib_show_pm(value, err).s); }
+static void add_pm(nib_table *table, double value, double err) {
+    nib_table_add(table, "%s", nib_show_pm(value, err).s);
+}
 
 static void add_percent(nib_table *table, double fraction, double err) {
-    if (!isfinite(fraction)) nib_table_add(table, "-");
-    else if (!isfinite(err) || err <= 0) nib_table_add(table, "%.2f%%", 100 * fraction);
-    else nib_table_add(table, "%.2f %s %.2f%%", 100 * fraction, nib_console_plus_minus(), 100 * err);
+    if (!isfinite(fraction))
+        nib_table_add(table, "-");
+    else if (!isfinite(err) || err <= 0)
+        nib_table_add(table, "%.2f%%", 100 * fraction);
+    else
+        nib_table_add(table, "%.2f %s %.2f%%", 100 * fraction, nib_console_plus_minus(), 100 * err);
 }
 
 static void add_model(nib_table *table, const nib_eval *eval, const nib_eval_model *m, bool is_reference) {
@@ -27,8 +32,10 @@ static void add_model(nib_table *table, const nib_eval *eval, const nib_eval_mod
         add_percent(table, m->same_top, m->same_top_err);
     }
     if (eval->n_questions) {
-        if (m->has_choice) add_percent(table, m->accuracy, m->accuracy_err);
-        else nib_table_add(table, "-");
+        if (m->has_choice)
+            add_percent(table, m->accuracy, m->accuracy_err);
+        else
+            nib_table_add(table, "-");
     }
 }
 
@@ -36,7 +43,8 @@ static void print_details(const nib_eval *eval) {
     for (uint32_t i = 0; i < eval->n_models; i++) {
         const nib_eval_model *m = &eval->models[i];
         printf("\n%s%s%s\n", nib_console_bold(), nib_cli_model_label(m->model).s, nib_console_plain());
-        printf("  ln(PPL/PPL ref)  %s   correlation %.4f\n", nib_show_pm(m->ln_ppl_ratio, m->ln_ppl_ratio_err).s, m->correlation);
+        printf("  ln(PPL/PPL ref)  %s   correlation %.4f\n", nib_show_pm(m->ln_ppl_ratio, m->ln_ppl_ratio_err).s,
+               m->correlation);
         printf("  KL divergence    median %.3g  p90 %.3g  p95 %.3g  p99 %.3g  p99.9 %.3g  max %.3g\n", m->kld.median,
                m->kld.p90, m->kld.p95, m->kld.p99, m->kld.p99_9, m->kld.max);
         printf("  change of p      mean %s  rms %s  p01 %.3g  p99 %.3g\n", nib_show_pm(m->dp.mean, m->dp.err).s,
@@ -98,7 +106,8 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     nib_console_erase_progress();
     if (!status && cli->wants_json) {
         json = nib_cli_json_begin(cli, "eval", error);
-        if (!json) status = NIB_ERR_MEMORY;
+        if (!json)
+            status = NIB_ERR_MEMORY;
         else {
             nib_eval_write_json(&eval, json);
             status = nib_cli_json_end(cli, json, error);
@@ -113,24 +122,55 @@ static nib_status run(nib_cli *cli, nib_error *error) {
 }
 
 static const nib_option options[] = {
-    {.name = "text", .letter = 'f', .kind = NIB_OPTION_TEXT, .value = "FILE", .about = "text to measure on (default: the built-in one)"},
-    {.name = "choice", .kind = NIB_OPTION_TEXT, .value = "FILE", .about = "questions with choices, JSONL; demo = the built-in ones",
+    {.name = "text",
+     .letter = 'f',
+     .kind = NIB_OPTION_TEXT,
+     .value = "FILE",
+     .about = "text to measure on (default: the built-in one)"},
+    {.name = "choice",
+     .kind = NIB_OPTION_TEXT,
+     .value = "FILE",
+     .about = "questions with choices, JSONL; demo = the built-in ones",
      .more = "One object a line: question, choices, answer (index); optional id, context, category, prompt."},
-    {.name = "ctx", .letter = 'c', .kind = NIB_OPTION_UINT, .value = "N", .fallback = "512", .min = 4, .max = 1048576,
+    {.name = "ctx",
+     .letter = 'c',
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .fallback = "512",
+     .min = 4,
+     .max = 1048576,
      .about = "tokens per chunk; the second half of each is scored"},
-    {.name = "chunks", .kind = NIB_OPTION_UINT, .value = "N", .fallback = "0", .min = 0, .max = 4e9, .about = "chunks to measure; 0 = all"},
-    {.name = "exact", .kind = NIB_OPTION_SWITCH, .about = "everything in f32 on the decoded weights, the other models too"},
-    {.name = "weights-only", .kind = NIB_OPTION_SWITCH, .about = "also measure the loss of the weights alone (exact path)"},
+    {.name = "chunks",
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .fallback = "0",
+     .min = 0,
+     .max = 4e9,
+     .about = "chunks to measure; 0 = all"},
+    {.name = "exact",
+     .kind = NIB_OPTION_SWITCH,
+     .about = "everything in f32 on the decoded weights, the other models too"},
+    {.name = "weights-only",
+     .kind = NIB_OPTION_SWITCH,
+     .about = "also measure the loss of the weights alone (exact path)"},
     {.name = NULL},
 };
 
 const nib_command nib_command_eval = {
-    .name = "eval", .group = "measure", .usage = "REFERENCE [MODEL...] [--text FILE] [--choice FILE]",
+    .name = "eval",
+    .group = "measure",
+    .usage = "REFERENCE [MODEL...] [--text FILE] [--choice FILE]",
     .about = "perplexity, KL divergence, accuracy",
-    .more = "The reference runs on the exact path, the other models as they are used; all advance over the text together,\n"
-            "so nothing is stored. Perplexity is llama-perplexity's: the second half of every chunk is scored.",
+    .more =
+        "The reference runs on the exact path, the other models as they are used; all advance over the text together,\n"
+        "so nothing is stored. Perplexity is llama-perplexity's: the second half of every chunk is scored.",
     .examples = "nibble eval ref.gguf q4.gguf --text t.txt\nnibble eval demo small.gguf --choice demo\n"
-                "nibble eval model.gguf --text wiki.test.raw --ctx 512\nnibble eval a.gguf b.gguf c.gguf --text t.txt -o result.json",
-    .output = "also write the JSON document to PATH", .output_is_document = true,
-    .options = options, .min_words = 1, .max_words = 64, .run = run,
+                "nibble eval model.gguf --text wiki.test.raw --ctx 512\nnibble eval a.gguf b.gguf c.gguf --text t.txt "
+                "-o result.json",
+    .output = "also write the JSON document to PATH",
+    .output_is_document = true,
+    .options = options,
+    .min_words = 1,
+    .max_words = 64,
+    .run = run,
 };

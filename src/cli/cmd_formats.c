@@ -132,10 +132,15 @@ static const nib_option options[] = {
 };
 
 const nib_command nib_command_formats = {
-    .name = "formats", .group = "look", .usage = "[FORMAT...]",
+    .name = "formats",
+    .group = "look",
+    .usage = "[FORMAT...]",
     .about = "all formats: bits, blocks, when to use them",
     .more = "bits: per weight. kernel: integer = multiplied as integers, float = as floats, decode = decoded first.",
     .examples = "nibble formats\nnibble formats q4_k\nnibble formats --all",
-    .output = "also write the JSON document to PATH", .output_is_document = true,
-    .options = options, .max_words = 32, .run = run,
+    .output = "also write the JSON document to PATH",
+    .output_is_document = true,
+    .options = options,
+    .max_words = 32,
+    .run = run,
 };

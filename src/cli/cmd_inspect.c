@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST_ROLES 64
+#define MOST_ROLES  64
 #define SHORT_ARRAY 16 /* longer arrays are summarised unless -v */
 #define FIRST_SHOWN 4
 
@@ -67,7 +67,9 @@ static nib_status gather(nib_cli *cli, inspection *in, nib_error *error) {
     nib_tokenizer_new(in->gguf, &in->tokenizer, &in->no_tokenizer);
     if (nib_gguf_n_tensors(in->gguf) && nib_model_open(path, &cli->watch, &in->model, &in->no_model) == NIB_OK) {
         uint32_t n_train = nib_model_facts_of(in->model)->n_ctx_train;
-        in->n_ctx = nib_cli_given(cli, "ctx") ? (uint32_t)nib_cli_uint(cli, "ctx") : n_train && n_train < 4096 ? n_train : 4096;
+        in->n_ctx = nib_cli_given(cli, "ctx")   ? (uint32_t)nib_cli_uint(cli, "ctx")
+                    : n_train && n_train < 4096 ? n_train
+                                                : 4096;
         nib_session_params params = {.n_ctx = in->n_ctx};
         in->has_memory = nib_session_plan(in->model, &params, nib_pool_size(cli->pool), &in->memory, NULL) == NIB_OK;
     } else if (in->no_model.code == NIB_ERR_CORRUPT) {
@@ -81,7 +83,9 @@ static bool matches(const inspection *in, const nib_tensor *tensor) {
     return !in->has_regex || regexec(&in->regex, tensor->name, 0, NULL, 0) == 0;
 }
 
-static double bits_per_weight(uint64_t n_bytes, uint64_t n) { return n ? 8.0 * (double)n_bytes / (double)n : 0.0; }
+static double bits_per_weight(uint64_t n_bytes, uint64_t n) {
+    return n ? 8.0 * (double)n_bytes / (double)n : 0.0;
+}
 
 /* ---- JSON -------------------------------------------------------------------------------------------------------------- */
 
@@ -90,14 +94,18 @@ static void json_scalar(nib_json *json, const char *key, const nib_gguf_kv *kv, 
     int64_t i;
     double f;
     nib_text text;
-    if (kv->element_type == NIB_GGUF_BOOL) nib_json_bool(json, key, kv->data[index] != 0);
+    if (kv->element_type == NIB_GGUF_BOOL)
+        nib_json_bool(json, key, kv->data[index] != 0);
     else if (kv->element_type == NIB_GGUF_STRING && nib_gguf_kv_text(kv, index, &text))
         nib_json_string_n(json, key, text.data, text.n_bytes);
     else if (kv->element_type == NIB_GGUF_F32 || kv->element_type == NIB_GGUF_F64)
         nib_json_number(json, key, nib_gguf_kv_f64(kv, index, &f) ? f : NAN);
-    else if (nib_gguf_kv_u64(kv, index, &u)) nib_json_uint(json, key, u);
-    else if (nib_gguf_kv_i64(kv, index, &i)) nib_json_int(json, key, i);
-    else nib_json_null(json, key);
+    else if (nib_gguf_kv_u64(kv, index, &u))
+        nib_json_uint(json, key, u);
+    else if (nib_gguf_kv_i64(kv, index, &i))
+        nib_json_int(json, key, i);
+    else
+        nib_json_null(json, key);
 }
 
 static void json_metadata(nib_json *json, const nib_gguf *gguf, bool whole) {
@@ -125,8 +133,10 @@ static void json_metadata(nib_json *json, const nib_gguf *gguf, bool whole) {
 }
 
 static void json_token(nib_json *json, const char *key, int32_t id) {
-    if (id < 0) nib_json_null(json, key);
-    else nib_json_int(json, key, id);
+    if (id < 0)
+        nib_json_null(json, key);
+    else
+        nib_json_int(json, key, id);
 }
 
 static void json_tokenizer(nib_json *json, const inspection *in) {
@@ -156,8 +166,10 @@ static void json_tensors(nib_json *json, const inspection *in) {
         nib_json_begin_object(json, NULL);
         nib_json_string(json, "name", tensor->name);
         nib_json_string(json, "role", nib_tensor_role(tensor->name, &layer));
-        if (layer >= 0) nib_json_int(json, "layer", layer);
-        else nib_json_null(json, "layer");
+        if (layer >= 0)
+            nib_json_int(json, "layer", layer);
+        else
+            nib_json_null(json, "layer");
         nib_json_string(json, "type", nib_format_facts_of(tensor->format)->name);
         nib_json_begin_array(json, "shape");
         for (uint32_t d = 0; d < tensor->n_dims; d++) nib_json_uint(json, NULL, tensor->ne[d]);
@@ -184,7 +196,8 @@ static nib_status write_json(nib_cli *cli, const inspection *in, nib_error *erro
     nib_json_uint(json, "gguf_version", nib_gguf_version(in->gguf));
     if (nib_gguf_get_text(in->gguf, "general.architecture", &text))
         nib_json_string_n(json, "arch", text.data, text.n_bytes);
-    else nib_json_null(json, "arch");
+    else
+        nib_json_null(json, "arch");
     model_name(in, &text);
     nib_json_string_n(json, "name", text.data, text.n_bytes);
     nib_json_uint(json, "n_params", in->n_params);
@@ -234,7 +247,8 @@ static void print_head(const inspection *in) {
     model_name(in, &name);
     fputs(nib_console_bold(), stdout);
     nib_print_safe(stdout, nib_gguf_path(in->gguf), strlen(nib_gguf_path(in->gguf)), 60);
-    printf("%s  %s, GGUF %u\n", nib_console_plain(), nib_show_bytes(nib_gguf_bytes(in->gguf)).s, nib_gguf_version(in->gguf));
+    printf("%s  %s, GGUF %u\n", nib_console_plain(), nib_show_bytes(nib_gguf_bytes(in->gguf)).s,
+           nib_gguf_version(in->gguf));
     printf("%-10s ", "model");
     nib_print_safe(stdout, name.data, name.n_bytes, 50);
     fputs(name.n_bytes ? ", " : "", stdout);
@@ -244,7 +258,8 @@ static void print_head(const inspection *in) {
     if (!in->model) return;
     const nib_model_facts *facts = nib_model_facts_of(in->model);
     printf("%-10s %u layers, hidden %u, FFN %u, %u query and %u key/value heads of %u, context %u\n", "shape",
-           facts->n_layer, facts->n_embd, facts->n_ff, facts->n_head, facts->n_head_kv, facts->head_dim, facts->n_ctx_train);
+           facts->n_layer, facts->n_embd, facts->n_ff, facts->n_head, facts->n_head_kv, facts->head_dim,
+           facts->n_ctx_train);
 }
 
 static void print_tokenizer(const inspection *in) {
@@ -290,7 +305,8 @@ static void print_roles(inspection *in, bool all) {
         nib_table_add(&table, "%llu", (unsigned long long)sum->n_tensors);
         nib_table_add(&table, "%s", nib_show_count(sum->n_elements).s);
         nib_table_add(&table, "%s", nib_show_bytes(sum->n_bytes).s);
-        nib_table_add(&table, "%.1f%%", in->weight_bytes ? 100.0 * (double)sum->n_bytes / (double)in->weight_bytes : 0.0);
+        nib_table_add(&table, "%.1f%%",
+                      in->weight_bytes ? 100.0 * (double)sum->n_bytes / (double)in->weight_bytes : 0.0);
         nib_table_add(&table, "%s", sum->formats);
     }
     nib_table_print(&table, stdout);
@@ -334,14 +350,16 @@ static void print_metadata(const nib_gguf *gguf) {
         fputs(" = ", stdout);
         if (kv->type == NIB_GGUF_ARRAY)
             printf("%llu of %s", (unsigned long long)kv->n, nib_gguf_type_name(kv->element_type));
-        else if (kv->type == NIB_GGUF_BOOL) fputs(kv->data[0] ? "true" : "false", stdout);
+        else if (kv->type == NIB_GGUF_BOOL)
+            fputs(kv->data[0] ? "true" : "false", stdout);
         else if (kv->type == NIB_GGUF_STRING && nib_gguf_kv_text(kv, 0, &text))
             nib_print_safe(stdout, text.data, text.n_bytes, 70);
         else if (kv->type != NIB_GGUF_F32 && kv->type != NIB_GGUF_F64 && nib_gguf_kv_u64(kv, 0, &u))
             printf("%llu", (unsigned long long)u);
         else if (kv->type != NIB_GGUF_F32 && kv->type != NIB_GGUF_F64 && nib_gguf_kv_i64(kv, 0, &s))
             printf("%lld", (long long)s);
-        else if (nib_gguf_kv_f64(kv, 0, &f)) printf("%g", f);
+        else if (nib_gguf_kv_f64(kv, 0, &f))
+            printf("%g", f);
         fputc('\n', stdout);
     }
 }
@@ -357,8 +375,9 @@ static void print_weights(const nib_weight_stats *w) {
         heights[c] = log10(1.0 + (double)n);
         if (heights[c] > highest) highest = heights[c];
     }
-    printf("weights    %s in matrices: mean %.3g, deviation %.3g, largest %.3g, kurtosis %.1f, %llu beyond 6 deviations\n",
-           nib_show_count(w->n).s, w->mean, w->std, w->absmax, w->kurtosis, (unsigned long long)w->n_outliers_6sigma);
+    printf(
+        "weights    %s in matrices: mean %.3g, deviation %.3g, largest %.3g, kurtosis %.1f, %llu beyond 6 deviations\n",
+        nib_show_count(w->n).s, w->mean, w->std, w->absmax, w->kurtosis, (unsigned long long)w->n_outliers_6sigma);
     printf("%10.3g ", -w->edge);
     for (unsigned c = 0; c < COLUMNS; c++) {
         unsigned level = highest > 0 ? (unsigned)(heights[c] / highest * 8 + 0.5) : 0;
@@ -425,20 +444,34 @@ static nib_status run(nib_cli *cli, nib_error *error) {
 
 static const nib_option options[] = {
     {.name = "tensor", .kind = NIB_OPTION_TEXT, .value = "REGEX", .about = "list the tensors whose name matches"},
-    {.name = "check", .kind = NIB_OPTION_SWITCH, .about = "read and validate every byte",
+    {.name = "check",
+     .kind = NIB_OPTION_SWITCH,
+     .about = "read and validate every byte",
      .more = "Codes no encoder writes and scales that are not finite are errors; NaN in plain floats is a warning."},
     {.name = "weights", .kind = NIB_OPTION_SWITCH, .about = "histogram and moments of all matrix weights"},
-    {.name = "ctx", .letter = 'c', .kind = NIB_OPTION_UINT, .value = "N", .min = 1, .max = 16777216,
+    {.name = "ctx",
+     .letter = 'c',
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .min = 1,
+     .max = 16777216,
      .about = "context length for the memory needed (default: the model's, at most 4096)"},
     {.name = NULL},
 };
 
 const nib_command nib_command_inspect = {
-    .name = "inspect", .group = "look", .usage = "MODEL [--tensor REGEX] [--check]",
+    .name = "inspect",
+    .group = "look",
+    .usage = "MODEL [--tensor REGEX] [--check]",
     .about = "metadata, tokenizer, tensors, memory",
     .more = "Prints a summary; -v adds all metadata and tensors. Works for models nibble cannot run, too.",
-    .examples = "nibble inspect model.gguf\nnibble inspect demo --tensor 'blk.0.*' \nnibble inspect model.gguf --check\n"
-                "nibble inspect demo --json | jq .by_role",
-    .output = "also write the JSON document to PATH", .output_is_document = true,
-    .options = options, .min_words = 1, .max_words = 1, .run = run,
+    .examples =
+        "nibble inspect model.gguf\nnibble inspect demo --tensor 'blk.0.*' \nnibble inspect model.gguf --check\n"
+        "nibble inspect demo --json | jq .by_role",
+    .output = "also write the JSON document to PATH",
+    .output_is_document = true,
+    .options = options,
+    .min_words = 1,
+    .max_words = 1,
+    .run = run,
 };

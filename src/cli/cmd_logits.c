@@ -14,25 +14,27 @@ typedef struct buffers {
 } buffers;
 
 static nib_status run_piece(nib_session *session, const nib_model_facts *facts, const nib_ids *ids, uint32_t first,
-                            uint32_t n, buffers *b, nib_output *output, nib_error *error) {
+                            uint32_t n, buffers *b, nib_cli_output *output, nib_error *error) {
     nib_segment segment = {.pos = first, .n = n, .ids = ids->ids + first};
     nib_status status = nib_session_run(session, &segment, 1, b->hidden, error);
     for (uint32_t row = 0; row < n && !status; row += ROWS_HEAD) {
         uint32_t n_rows = n - row < ROWS_HEAD ? n - row : ROWS_HEAD;
         status = nib_session_head(session, b->hidden + (size_t)row * facts->n_embd, n_rows, b->logits, error);
         if (!status)
-            status = nib_output_write(output, b->logits, (size_t)n_rows * facts->n_vocab * sizeof(float), error);
-        if (!status && nib_console_interrupted()) status = nib_cli_fail(error, NIB_ERR_INTERRUPTED, NULL, "interrupted");
+            status = nib_cli_output_write(output, b->logits, (size_t)n_rows * facts->n_vocab * sizeof(float), error);
+        if (!status && nib_console_interrupted())
+            status = nib_cli_fail(error, NIB_ERR_INTERRUPTED, NULL, "interrupted");
     }
     return status;
 }
 
-static nib_status write_all(nib_cli *cli, const nib_model *model, const nib_ids *ids, const char *path, nib_error *error) {
+static nib_status write_all(nib_cli *cli, const nib_model *model, const nib_ids *ids, const char *path,
+                            nib_error *error) {
     const nib_model_facts *facts = nib_model_facts_of(model);
     uint32_t n = (uint32_t)ids->n;
     nib_session_params params = {.n_ctx = n, .n_batch = ROWS_RUN, .exact = nib_cli_switch(cli, "exact")};
     nib_session *session = NULL;
-    nib_output output = {0};
+    nib_cli_output output = {0};
     double began = nib_now();
     buffers b = {
         .hidden = calloc((size_t)ROWS_RUN * facts->n_embd, sizeof(float)),
@@ -40,7 +42,7 @@ static nib_status write_all(nib_cli *cli, const nib_model *model, const nib_ids 
     };
     nib_status status = b.hidden && b.logits ? NIB_OK : nib_cli_no_memory(error);
     if (!status) status = nib_session_new(model, cli->pool, &params, &session, error);
-    if (!status) status = nib_output_open(&output, path, error);
+    if (!status) status = nib_cli_output_open(&output, path, error);
     for (uint32_t done = 0; done < n && !status;) {
         uint32_t piece = n - done < ROWS_RUN ? n - done : ROWS_RUN;
         status = run_piece(session, facts, ids, done, piece, &b, &output, error);
@@ -49,8 +51,8 @@ static nib_status write_all(nib_cli *cli, const nib_model *model, const nib_ids 
         nib_progress progress = {"logits", done, n, seconds, seconds / done * (n - done)};
         nib_console_progress(NULL, &progress);
     }
-    if (!status) status = nib_output_commit(&output, error);
-    if (status) nib_output_discard(&output);
+    if (!status) status = nib_cli_output_commit(&output, error);
+    if (status) nib_cli_output_discard(&output);
     nib_console_erase_progress();
     nib_session_free(session);
     free(b.hidden);
@@ -75,11 +77,14 @@ static nib_status read_ids(nib_cli *cli, const nib_model *model, nib_ids *ids, n
 
 static nib_status check_options(nib_cli *cli, const char *path, nib_error *error) {
     const char *inputs[] = {cli->args.words[0], nib_cli_text(cli, "ids")};
-    if (!inputs[1]) return nib_cli_fail(error, NIB_ERR_USAGE, "a file of token ids, or - for standard input", "--ids FILE is missing");
+    if (!inputs[1])
+        return nib_cli_fail(error, NIB_ERR_USAGE, "a file of token ids, or - for standard input",
+                            "--ids FILE is missing");
     if (strcmp(path, "-") != 0) return nib_cli_check_output(path, nib_cli_switch(cli, "force"), inputs, 2, error);
     if (isatty(STDOUT_FILENO))
         return nib_cli_fail(error, NIB_ERR_USAGE, "give -o OUT.f32", "logits are binary and not for a terminal");
-    if (cli->json) return nib_cli_fail(error, NIB_ERR_USAGE, "give -o OUT.f32", "logits and --json cannot share standard output");
+    if (cli->json)
+        return nib_cli_fail(error, NIB_ERR_USAGE, "give -o OUT.f32", "logits and --json cannot share standard output");
     return NIB_OK;
 }
 
@@ -97,7 +102,8 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     status = write_all(cli, model, &ids, path, error);
     if (!status && cli->json) {
         nib_json *json = nib_cli_json_begin(cli, "logits", error);
-        if (!json) status = NIB_ERR_MEMORY;
+        if (!json)
+            status = NIB_ERR_MEMORY;
         else {
             nib_json_string(json, "model", cli->args.words[0]);
             nib_json_string(json, "output", path);
@@ -118,17 +124,25 @@ done:
 }
 
 static const nib_option options[] = {
-    {.name = "ids", .kind = NIB_OPTION_TEXT, .value = "FILE", .about = "token ids, decimal, separated by white space; - = stdin"},
+    {.name = "ids",
+     .kind = NIB_OPTION_TEXT,
+     .value = "FILE",
+     .about = "token ids, decimal, separated by white space; - = stdin"},
     {.name = "exact", .kind = NIB_OPTION_SWITCH, .about = "decoded weights in f32, f32 cache, sums in a fixed order"},
     {.name = NULL},
 };
 
 const nib_command nib_command_logits = {
-    .name = "logits", .group = "measure", .usage = "MODEL --ids FILE [-o OUT.f32] [--exact]",
+    .name = "logits",
+    .group = "measure",
+    .usage = "MODEL --ids FILE [-o OUT.f32] [--exact]",
     .about = "raw logits of every token",
     .more = "Row i holds the logits after token i: float32, little-endian, (n_tokens, n_vocab), no header.",
     .examples = "nibble logits demo --ids ids.txt -o out.f32\n"
                 "nibble tokenize demo \"Hello there\" | nibble logits demo --ids - --exact -o out.f32",
     .output = "file of the logits (default: standard output)",
-    .options = options, .min_words = 1, .max_words = 1, .run = run,
+    .options = options,
+    .min_words = 1,
+    .max_words = 1,
+    .run = run,
 };

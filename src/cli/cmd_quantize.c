@@ -28,8 +28,10 @@ static void stem_of(const char *path, char *out, size_t n) {
         size_t length = strlen(out), n_ending = strlen(endings[i]);
         if (length <= n_ending + 1 || strcasecmp(out + length - n_ending, endings[i]) != 0) continue;
         char before = out[length - n_ending - 1];
-        if (i == 0) out[length - n_ending] = '\0';
-        else if (before == '.' || before == '-' || before == '_') out[length - n_ending - 1] = '\0';
+        if (i == 0)
+            out[length - n_ending] = '\0';
+        else if (before == '.' || before == '-' || before == '_')
+            out[length - n_ending - 1] = '\0';
     }
 }
 
@@ -45,10 +47,12 @@ static nib_status choose_paths(job *j, nib_error *error) {
     char stem[512];
     stem_of(input, stem, sizeof stem);
     if (output && j->n > 1 && !folder)
-        return nib_cli_fail(error, NIB_ERR_USAGE, "end it with / or leave -o out", "-o has to be a folder for several formats");
+        return nib_cli_fail(error, NIB_ERR_USAGE, "end it with / or leave -o out",
+                            "-o has to be a folder for several formats");
     for (unsigned i = 0; i < j->n; i++) {
         int rc;
-        if (output && !folder) rc = asprintf(&j->paths[i], "%s", output);
+        if (output && !folder)
+            rc = asprintf(&j->paths[i], "%s", output);
         else
             rc = asprintf(&j->paths[i], "%s%s%s-%s.gguf", folder ? output : "",
                           folder && output[strlen(output) - 1] != '/' ? "/" : "", stem, nib_recipe_name(j->recipes[i]));
@@ -66,7 +70,9 @@ static nib_status choose_paths(job *j, nib_error *error) {
 
 static nib_status read_recipes(job *j, nib_error *error) {
     const char *list = nib_cli_text(j->cli, "to");
-    if (!list) return nib_cli_fail(error, NIB_ERR_USAGE, "such as --to q4_k; nibble formats lists them", "--to FORMAT is missing");
+    if (!list)
+        return nib_cli_fail(error, NIB_ERR_USAGE, "such as --to q4_k; nibble formats lists them",
+                            "--to FORMAT is missing");
     return nib_cli_parse_recipes(list, j->recipes, MOST_FORMATS, &j->n, error);
 }
 
@@ -82,8 +88,10 @@ static void json_choices(nib_json *json, const nib_choice_of_format *choices, ui
         nib_json_string(json, "from", nib_format_facts_of(c->tensor->format)->name);
         nib_json_string(json, "to", nib_format_facts_of(c->format)->name);
         nib_json_uint(json, "bytes", rows * nib_format_row_bytes(c->format, (size_t)c->tensor->ne[0]));
-        if (c->fallback[0]) nib_json_string(json, "fallback", c->fallback);
-        else nib_json_null(json, "fallback");
+        if (c->fallback[0])
+            nib_json_string(json, "fallback", c->fallback);
+        else
+            nib_json_null(json, "fallback");
         nib_json_end_object(json);
     }
     nib_json_end_array(json);
@@ -101,7 +109,8 @@ static void print_choices(const nib_choice_of_format *choices, uint64_t n, uint6
     nib_table table;
     printf("%s%s%s  %s -> %s\n", nib_console_bold(), path, nib_console_plain(), nib_show_bytes(bytes_in).s,
            nib_show_bytes(bytes_out).s);
-    nib_table_init(&table, verbose ? "llrl" : "lrrr", verbose ? "tensor|to|bytes|why" : "format|tensors|parameters|size");
+    nib_table_init(&table, verbose ? "llrl" : "lrrr",
+                   verbose ? "tensor|to|bytes|why" : "format|tensors|parameters|size");
     for (uint64_t i = 0; i < n; i++) {
         const nib_choice_of_format *c = &choices[i];
         uint64_t rows = c->tensor->ne[0] ? c->tensor->n_elements / c->tensor->ne[0] : 0;
@@ -258,7 +267,10 @@ static nib_status run(nib_cli *cli, nib_error *error) {
 }
 
 static const nib_option options[] = {
-    {.name = "to", .kind = NIB_OPTION_TEXT, .value = "FORMAT[,FORMAT...]", .about = "the format or mix to make (nibble formats)",
+    {.name = "to",
+     .kind = NIB_OPTION_TEXT,
+     .value = "FORMAT[,FORMAT...]",
+     .about = "the format or mix to make (nibble formats)",
      .more = "Names mean what they mean to llama-quantize: q4_k is q4_k_m, a mix of formats."},
     {.name = "pure", .kind = NIB_OPTION_SWITCH, .about = "one format for every matrix that can hold it, no mix"},
     {.name = "dry-run", .kind = NIB_OPTION_SWITCH, .about = "say what would come out, write nothing"},
@@ -268,12 +280,18 @@ static const nib_option options[] = {
 };
 
 const nib_command nib_command_quantize = {
-    .name = "quantize", .group = "make", .usage = "MODEL --to FORMAT[,FORMAT...] [-o OUT.gguf]",
+    .name = "quantize",
+    .group = "make",
+    .usage = "MODEL --to FORMAT[,FORMAT...] [-o OUT.gguf]",
     .about = "make a model file smaller",
     .more = "The file appears under its name only when complete. Without -o it is called MODEL-FORMAT.gguf.\n"
             "The bytes do not depend on the processor or the number of threads.",
-    .examples = "nibble quantize model.gguf --to q4_k\nnibble quantize demo --to q8_0 -o small.gguf\n"
-                "nibble quantize model.gguf --to q8_0,q4_k,q2_k -o out/\nnibble quantize model.gguf --to q4_0 --pure --dry-run",
+    .examples =
+        "nibble quantize model.gguf --to q4_k\nnibble quantize demo --to q8_0 -o small.gguf\n"
+        "nibble quantize model.gguf --to q8_0,q4_k,q2_k -o out/\nnibble quantize model.gguf --to q4_0 --pure --dry-run",
     .output = "file to write; a folder for several formats",
-    .options = options, .min_words = 1, .max_words = 1, .run = run,
+    .options = options,
+    .min_words = 1,
+    .max_words = 1,
+    .run = run,
 };

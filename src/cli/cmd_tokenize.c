@@ -39,11 +39,16 @@ static void print_pieces(const nib_tokenizer *tokenizer, const nib_ids *ids) {
         printf("%d\t", ids->ids[i]);
         for (size_t k = 0; k < piece.n_bytes; k++) {
             unsigned char c = (unsigned char)piece.data[k];
-            if (c == '\n') fputs("\\n", stdout);
-            else if (c == '\t') fputs("\\t", stdout);
-            else if (c == '\\') fputs("\\\\", stdout);
-            else if (c < 0x20 || c == 0x7f) printf("\\x%02x", c);
-            else putchar(c);
+            if (c == '\n')
+                fputs("\\n", stdout);
+            else if (c == '\t')
+                fputs("\\t", stdout);
+            else if (c == '\\')
+                fputs("\\\\", stdout);
+            else if (c < 0x20 || c == 0x7f)
+                printf("\\x%02x", c);
+            else
+                putchar(c);
         }
         putchar('\n');
     }
@@ -76,7 +81,8 @@ static nib_status detokenize(nib_cli *cli, const nib_tokenizer *tokenizer, const
     size_t n = 0;
     char *all = NULL;
     if (!status && cli->json) {
-        for (size_t i = 0; i < ids.n; i++) n += nib_token_piece(tokenizer, ids.ids[i], nib_cli_switch(cli, "special")).n_bytes;
+        for (size_t i = 0; i < ids.n; i++)
+            n += nib_token_piece(tokenizer, ids.ids[i], nib_cli_switch(cli, "special")).n_bytes;
         all = malloc(n + 1);
         if (!all) status = nib_cli_no_memory(error);
         n = 0;
@@ -84,8 +90,10 @@ static nib_status detokenize(nib_cli *cli, const nib_tokenizer *tokenizer, const
     for (size_t i = 0; i < ids.n && !status; i++) {
         nib_text piece = nib_token_piece(tokenizer, ids.ids[i], nib_cli_switch(cli, "special"));
         if (!piece.n_bytes) continue;
-        if (!cli->json) fwrite(piece.data, 1, piece.n_bytes, stdout);
-        else memcpy(all + n, piece.data, piece.n_bytes), n += piece.n_bytes;
+        if (!cli->json)
+            fwrite(piece.data, 1, piece.n_bytes, stdout);
+        else
+            memcpy(all + n, piece.data, piece.n_bytes), n += piece.n_bytes;
     }
     if (!status && !cli->json && isatty(STDOUT_FILENO)) putchar('\n');
     if (!status && cli->json && !(json = nib_cli_json_begin(cli, "tokenize", error))) status = NIB_ERR_MEMORY;
@@ -115,8 +123,10 @@ static nib_status run(nib_cli *cli, nib_error *error) {
         goto done;
     }
     status = nib_tokenize(tokenizer, text, n_bytes, special, special, &ids, error);
-    if (!status && cli->json) status = write_json(cli, tokenizer, &ids, error);
-    else if (!status && nib_cli_switch(cli, "pieces")) print_pieces(tokenizer, &ids);
+    if (!status && cli->json)
+        status = write_json(cli, tokenizer, &ids, error);
+    else if (!status && nib_cli_switch(cli, "pieces"))
+        print_pieces(tokenizer, &ids);
     else if (!status) {
         for (size_t i = 0; i < ids.n; i++) printf("%s%d", i ? " " : "", ids.ids[i]);
         putchar('\n');
@@ -130,8 +140,14 @@ done:
 }
 
 static const nib_option options[] = {
-    {.name = "file", .letter = 'f', .kind = NIB_OPTION_TEXT, .value = "FILE", .about = "read the text from FILE, - = standard input"},
-    {.name = "special", .kind = NIB_OPTION_SWITCH, .about = "add BOS/EOS as the model asks, and parse control tokens",
+    {.name = "file",
+     .letter = 'f',
+     .kind = NIB_OPTION_TEXT,
+     .value = "FILE",
+     .about = "read the text from FILE, - = standard input"},
+    {.name = "special",
+     .kind = NIB_OPTION_SWITCH,
+     .about = "add BOS/EOS as the model asks, and parse control tokens",
      .more = "By default neither happens. With --detokenize: show control tokens."},
     {.name = "pieces", .kind = NIB_OPTION_SWITCH, .about = "one line per token: id and text"},
     {.name = "detokenize", .letter = 'd', .kind = NIB_OPTION_SWITCH, .about = "the other way: ids to text"},
@@ -139,10 +155,15 @@ static const nib_option options[] = {
 };
 
 const nib_command nib_command_tokenize = {
-    .name = "tokenize", .group = "use", .usage = "MODEL [TEXT|-f FILE]",
+    .name = "tokenize",
+    .group = "use",
+    .usage = "MODEL [TEXT|-f FILE]",
     .about = "text to token ids, and back",
     .more = "Ids come on one line, separated by spaces. Any GGUF file with a vocabulary will do.",
     .examples = "nibble tokenize demo \"Hello there\"\nnibble tokenize demo --pieces -f text.txt\n"
                 "nibble tokenize demo \"Hello\" | nibble tokenize demo --detokenize -f -",
-    .options = options, .min_words = 1, .max_words = 4096, .run = run,
+    .options = options,
+    .min_words = 1,
+    .max_words = 4096,
+    .run = run,
 };

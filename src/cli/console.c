@@ -55,17 +55,31 @@ void nib_console_configure(const char *color, const char *progress, bool quiet, 
     console.colour_err = wants_colour(color, STDERR_FILENO);
     console.quiet = quiet;
     console.json = json;
-    if (strcmp(progress, "json") == 0) console.progress = PROGRESS_JSON;
-    else if (strcmp(progress, "always") == 0) console.progress = PROGRESS_LINE;
-    else if (strcmp(progress, "auto") == 0 && !quiet && isatty(STDERR_FILENO)) console.progress = PROGRESS_LINE;
-    else console.progress = PROGRESS_NEVER;
+    if (strcmp(progress, "json") == 0)
+        console.progress = PROGRESS_JSON;
+    else if (strcmp(progress, "always") == 0)
+        console.progress = PROGRESS_LINE;
+    else if (strcmp(progress, "auto") == 0 && !quiet && isatty(STDERR_FILENO))
+        console.progress = PROGRESS_LINE;
+    else
+        console.progress = PROGRESS_NEVER;
 }
 
-bool nib_console_interrupted(void) { return n_interrupts > 0; }
-void nib_console_clear_interrupt(void) { n_interrupts = 0; }
-const char *nib_console_bold(void) { return console.colour_out ? "\033[1m" : ""; }
-const char *nib_console_plain(void) { return console.colour_out ? "\033[0m" : ""; }
-bool nib_console_stdout_gone(void) { return console.stdout_gone || ferror(stdout); }
+bool nib_console_interrupted(void) {
+    return n_interrupts > 0;
+}
+void nib_console_clear_interrupt(void) {
+    n_interrupts = 0;
+}
+const char *nib_console_bold(void) {
+    return console.colour_out ? "\033[1m" : "";
+}
+const char *nib_console_plain(void) {
+    return console.colour_out ? "\033[0m" : "";
+}
+bool nib_console_stdout_gone(void) {
+    return console.stdout_gone || ferror(stdout);
+}
 
 bool nib_console_utf8(void) {
     static const char *const names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
@@ -76,7 +90,9 @@ bool nib_console_utf8(void) {
     return false;
 }
 
-const char *nib_console_plus_minus(void) { return nib_console_utf8() ? "±" : "+-"; }
+const char *nib_console_plus_minus(void) {
+    return nib_console_utf8() ? "±" : "+-";
+}
 
 unsigned nib_console_columns(void) {
     struct winsize size;
@@ -86,7 +102,9 @@ unsigned nib_console_columns(void) {
 
 /* ---- Errors, warnings, notes ----------------------------------------------------------------------------------------- */
 
-static const char *paint(const char *code) { return console.colour_err ? code : ""; }
+static const char *paint(const char *code) {
+    return console.colour_err ? code : "";
+}
 
 void nib_console_erase_progress(void) {
     if (!console.line_shown) return;
@@ -104,14 +122,22 @@ static void error_as_json(const nib_error *error) {
     nib_json_int(json, "code", error->code);
     nib_json_string(json, "name", nib_status_name(error->code));
     nib_json_string(json, "message", error->message);
-    if (error->file[0]) nib_json_string(json, "file", error->file);
-    else nib_json_null(json, "file");
-    if (error->offset >= 0) nib_json_int(json, "offset", error->offset);
-    else nib_json_null(json, "offset");
-    if (error->field[0]) nib_json_string(json, "field", error->field);
-    else nib_json_null(json, "field");
-    if (error->hint[0]) nib_json_string(json, "hint", error->hint);
-    else nib_json_null(json, "hint");
+    if (error->file[0])
+        nib_json_string(json, "file", error->file);
+    else
+        nib_json_null(json, "file");
+    if (error->offset >= 0)
+        nib_json_int(json, "offset", error->offset);
+    else
+        nib_json_null(json, "offset");
+    if (error->field[0])
+        nib_json_string(json, "field", error->field);
+    else
+        nib_json_null(json, "field");
+    if (error->hint[0])
+        nib_json_string(json, "hint", error->hint);
+    else
+        nib_json_null(json, "hint");
     nib_json_end_object(json);
     nib_json_end_object(json);
     if (nib_json_text(json, &text, NULL, NULL) == NIB_OK) printf("%s\n", text);
@@ -146,8 +172,10 @@ static void event_as_json(const char *event, const char *message, const nib_prog
         nib_json_number(json, "done", progress->done);
         nib_json_number(json, "total", progress->total);
         nib_json_number(json, "seconds", progress->seconds);
-        if (progress->eta_seconds >= 0) nib_json_number(json, "eta_seconds", progress->eta_seconds);
-        else nib_json_null(json, "eta_seconds");
+        if (progress->eta_seconds >= 0)
+            nib_json_number(json, "eta_seconds", progress->eta_seconds);
+        else
+            nib_json_null(json, "eta_seconds");
     }
     nib_json_end_object(json);
     if (nib_json_text(json, &text, NULL, NULL) == NIB_OK) {
@@ -219,10 +247,13 @@ static void draw_line(const nib_progress *progress) {
 bool nib_console_progress(void *user, const nib_progress *progress) {
     (void)user;
     double now = nib_now();
-    if (console.progress != PROGRESS_NEVER && (now - console.last_drawn >= REDRAW_SECONDS || progress->done >= progress->total)) {
+    if (console.progress != PROGRESS_NEVER &&
+        (now - console.last_drawn >= REDRAW_SECONDS || progress->done >= progress->total)) {
         console.last_drawn = now;
-        if (console.progress == PROGRESS_JSON) event_as_json("progress", NULL, progress);
-        else draw_line(progress);
+        if (console.progress == PROGRESS_JSON)
+            event_as_json("progress", NULL, progress);
+        else
+            draw_line(progress);
     }
     return n_interrupts == 0;
 }
@@ -251,10 +282,17 @@ nib_status nib_console_finish(nib_error *error) {
 bool nib_cli_stream_text(void *user, const char *text, size_t n_bytes) {
     (void)user;
     nib_console_erase_progress();
-    if (isatty(STDOUT_FILENO)) nib_print_safe(stdout, text, n_bytes, 0);
-    else fwrite(text, 1, n_bytes, stdout);
+    if (isatty(STDOUT_FILENO))
+        nib_print_safe(stdout, text, n_bytes, 0);
+    else
+        fwrite(text, 1, n_bytes, stdout);
     if (fflush(stdout) != 0 && errno == EPIPE) console.stdout_gone = true;
     return n_interrupts == 0 && !ferror(stdout);
+}
+
+bool nib_cli_keep_going(void *user, const char *text, size_t n_bytes) {
+    (void)user, (void)text, (void)n_bytes;
+    return n_interrupts == 0;
 }
 
 /* ---- Text of unknown origin ------------------------------------------------------------------------------------------------- */
@@ -281,9 +319,12 @@ void nib_print_safe(FILE *to, const char *text, size_t n_bytes, size_t max_colum
         }
         size_t length = printable_length((const unsigned char *)text + i, n_bytes - i);
         bool break_or_tab = text[i] == '\n' || text[i] == '\t';
-        if (length) fwrite(text + i, 1, length, to);
-        else if (break_or_tab && !max_columns) fputc(text[i], to);
-        else fputc(break_or_tab ? ' ' : '?', to);
+        if (length)
+            fwrite(text + i, 1, length, to);
+        else if (break_or_tab && !max_columns)
+            fputc(text[i], to);
+        else
+            fputc(break_or_tab ? ' ' : '?', to);
         i += length ? length : 1;
     }
 }
@@ -324,5 +365,6 @@ nib_status nib_cli_fail_in(nib_error *error, const char *file, int64_t offset, c
 }
 
 nib_status nib_cli_no_memory(nib_error *error) {
-    return nib_cli_fail(error, NIB_ERR_MEMORY, "close other programs, or give the machine more memory", "out of memory");
+    return nib_cli_fail(error, NIB_ERR_MEMORY, "close other programs, or give the machine more memory",
+                        "out of memory");
 }

@@ -24,7 +24,9 @@ static const struct {
 };
 #define N_EXIT_CODES (sizeof exit_codes / sizeof *exit_codes)
 
-static int first_line(const char *text) { return (int)strcspn(text, "\n"); }
+static int first_line(const char *text) {
+    return (int)strcspn(text, "\n");
+}
 
 static bool is_switch(const nib_option *option) {
     return option->kind == NIB_OPTION_SWITCH || option->kind == NIB_OPTION_COUNT;
@@ -103,8 +105,7 @@ void nib_cli_print_help(const nib_command *command, bool full) {
         }
         print_option(command, args->options[i], full);
     }
-    if (common && !full)
-        printf("  common: -t N threads, --cpu LEVEL, --json, -q, -v, --color WHEN, --progress WHEN\n");
+    if (common && !full) printf("  common: -t N threads, --cpu LEVEL, --json, -q, -v, --color WHEN, --progress WHEN\n");
     if (full) {
         printf("  %-26s %s\n", "-h, --help", "one screen; everything");
         printf("\n%sexamples%s\n", bold, plain);
@@ -125,14 +126,19 @@ static void roff(FILE *to, const char *text, size_t n) {
     bool line_start = true;
     for (size_t i = 0; i < n; i++) {
         if (line_start && (text[i] == '.' || text[i] == '\'')) fputs("\\&", to);
-        if (text[i] == '\\') fputs("\\e", to);
-        else if (text[i] == '-') fputs("\\-", to);
-        else fputc(text[i], to);
+        if (text[i] == '\\')
+            fputs("\\e", to);
+        else if (text[i] == '-')
+            fputs("\\-", to);
+        else
+            fputc(text[i], to);
         line_start = text[i] == '\n';
     }
 }
 
-static void roff_text(FILE *to, const char *text) { roff(to, text, strlen(text)); }
+static void roff_text(FILE *to, const char *text) {
+    roff(to, text, strlen(text));
+}
 
 static void man_options(const nib_command *command, FILE *to, bool common) {
     nib_args *args = calloc(1, sizeof *args);
@@ -170,8 +176,10 @@ static void man_command(const nib_command *command, FILE *to, bool alone) {
     if (command->more) fputs(".PP\n", to), roff_text(to, command->more), fputc('\n', to);
     if (alone) fputs(".SH OPTIONS\n", to);
     man_options(command, to, false);
-    if (alone) fputs(".SH EXAMPLES\n", to);
-    else fputs(".PP\nExamples:\n", to);
+    if (alone)
+        fputs(".SH EXAMPLES\n", to);
+    else
+        fputs(".PP\nExamples:\n", to);
     fputs(".nf\n", to);
     roff_text(to, command->examples);
     fputs("\n.fi\n", to);
@@ -179,8 +187,10 @@ static void man_command(const nib_command *command, FILE *to, bool alone) {
 
 void nib_cli_print_man(const nib_command *only, FILE *to) {
     const nib_command *command;
-    if (only) fprintf(to, ".TH NIBBLE\\-%s 1 \"\" \"nibble %s\"\n", only->name, nib_version());
-    else fprintf(to, ".TH NIBBLE 1 \"\" \"nibble %s\"\n", nib_version());
+    if (only)
+        fprintf(to, ".TH NIBBLE\\-%s 1 \"\" \"nibble %s\"\n", only->name, nib_version());
+    else
+        fprintf(to, ".TH NIBBLE 1 \"\" \"nibble %s\"\n", nib_version());
     fprintf(to, ".SH NAME\nnibble%s%s \\- ", only ? "\\-" : "", only ? only->name : "");
     roff_text(to, only ? only->about : "make large language models small, and know what it cost");
     fputc('\n', to);
@@ -189,7 +199,8 @@ void nib_cli_print_man(const nib_command *only, FILE *to) {
     } else {
         fputs(".SH SYNOPSIS\n.B nibble\nCOMMAND [options] [arguments]\n.SH DESCRIPTION\n"
               "MODEL is a .gguf file, or demo, the model inside nibble.\n"
-              "Results go to standard output, everything said about them to standard error.\n.SH COMMANDS\n", to);
+              "Results go to standard output, everything said about them to standard error.\n.SH COMMANDS\n",
+              to);
         for (unsigned i = 0; (command = nib_cli_command_at(i)); i++) man_command(command, to, false);
     }
     if (!only || !only->plain) {
@@ -249,9 +260,12 @@ static void complete_bash(void) {
 /* Text inside '...[...]:...:' of zsh's _arguments. */
 static void print_zsh(const char *text) {
     for (; *text; text++) {
-        if (*text == '\'') fputs("'\\''", stdout);
-        else if (strchr("[]:\\", *text)) printf("\\%c", *text);
-        else putchar(*text);
+        if (*text == '\'')
+            fputs("'\\''", stdout);
+        else if (strchr("[]:\\", *text))
+            printf("\\%c", *text);
+        else
+            putchar(*text);
     }
 }
 
@@ -327,9 +341,13 @@ static void complete_fish(void) {
 }
 
 bool nib_cli_print_completion(const char *shell) {
-    if (strcmp(shell, "bash") == 0) complete_bash();
-    else if (strcmp(shell, "zsh") == 0) complete_zsh();
-    else if (strcmp(shell, "fish") == 0) complete_fish();
-    else return false;
+    if (strcmp(shell, "bash") == 0)
+        complete_bash();
+    else if (strcmp(shell, "zsh") == 0)
+        complete_zsh();
+    else if (strcmp(shell, "fish") == 0)
+        complete_fish();
+    else
+        return false;
     return true;
 }

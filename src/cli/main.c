@@ -31,8 +31,10 @@ static nib_status unknown_command(const char *name, nib_error *error) {
     nib_nearest nearest = {0};
     char hint[128];
     for (unsigned i = 0; commands[i]; i++) nib_cli_nearest_offer(&nearest, name, commands[i]->name);
-    if (nearest.name) snprintf(hint, sizeof hint, "did you mean nibble %s?", nearest.name);
-    else snprintf(hint, sizeof hint, "nibble alone lists the commands");
+    if (nearest.name)
+        snprintf(hint, sizeof hint, "did you mean nibble %s?", nearest.name);
+    else
+        snprintf(hint, sizeof hint, "nibble alone lists the commands");
     return nib_cli_fail(error, NIB_ERR_USAGE, hint, "there is no command %s", name);
 }
 
@@ -113,11 +115,13 @@ int main(int argc, char **argv) {
         printf("nibble %s\n", nib_version());
     } else {
         const nib_command *command = nib_cli_command_find(name);
-        if (command) status = run_command(command, argc - 2, argv + 2, &error);
+        if (command)
+            status = run_command(command, argc - 2, argv + 2, &error);
         else if (name[0] == '-')
             status = nib_cli_fail(&error, NIB_ERR_USAGE, "the command comes first: nibble COMMAND [options]",
                                   "there is no option %s without a command", name);
-        else status = unknown_command(name, &error);
+        else
+            status = unknown_command(name, &error);
     }
     bool reader_gone = status == NIB_ERR_IO && error.os_errno == EPIPE;
     if (reader_gone) status = NIB_OK;

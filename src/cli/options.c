@@ -11,18 +11,31 @@
 #include <string.h>
 
 static const nib_option common_options[] = {
-    {.name = "threads", .letter = 't', .kind = NIB_OPTION_UINT, .value = "N", .min = 1, .max = 1e9,
+    {.name = "threads",
+     .letter = 't',
+     .kind = NIB_OPTION_UINT,
+     .value = "N",
+     .min = 1,
+     .max = 1e9,
      .about = "worker threads (default: one per physical core)",
      .more = "Results do not depend on it. Numbers far above what the machine has are reduced, with a warning."},
-    {.name = "cpu", .kind = NIB_OPTION_TEXT, .value = "LEVEL",
+    {.name = "cpu",
+     .kind = NIB_OPTION_TEXT,
+     .value = "LEVEL",
      .about = "force an instruction-set level (nibble cpu lists them)",
      .more = "The environment variable NIBBLE_CPU does the same."},
     {.name = "json", .kind = NIB_OPTION_SWITCH, .about = "print one JSON document on stdout and nothing else there"},
     {.name = "quiet", .letter = 'q', .kind = NIB_OPTION_COUNT, .about = "no progress, notes or warnings"},
     {.name = "verbose", .letter = 'v', .kind = NIB_OPTION_COUNT, .about = "more detail"},
-    {.name = "color", .kind = NIB_OPTION_CHOICE, .value = "auto|always|never", .fallback = "auto",
+    {.name = "color",
+     .kind = NIB_OPTION_CHOICE,
+     .value = "auto|always|never",
+     .fallback = "auto",
      .about = "colours (auto: on a terminal, unless NO_COLOR is set)"},
-    {.name = "progress", .kind = NIB_OPTION_CHOICE, .value = "auto|always|never|json", .fallback = "auto",
+    {.name = "progress",
+     .kind = NIB_OPTION_CHOICE,
+     .value = "auto|always|never|json",
+     .fallback = "auto",
      .about = "progress on stderr (auto: on a terminal)",
      .more = "json: one object a line, for programs."},
     {.name = NULL},
@@ -87,7 +100,8 @@ static double suffix_factor(nib_option_kind kind, const char *s) {
     static const struct {
         const char *name;
         double factor;
-    } sizes[] = {{"K", 1e3}, {"k", 1e3}, {"M", 1e6}, {"G", 1e9}, {"Ki", 1024.0}, {"Mi", 1048576.0}, {"Gi", 1073741824.0}},
+    } sizes[] = {{"K", 1e3},     {"k", 1e3},        {"M", 1e6},          {"G", 1e9},
+                 {"Ki", 1024.0}, {"Mi", 1048576.0}, {"Gi", 1073741824.0}},
       times[] = {{"s", 1.0}, {"m", 60.0}, {"min", 60.0}, {"h", 3600.0}};
     if (!*s) return 1.0;
     if (kind == NIB_OPTION_UINT) {
@@ -148,12 +162,12 @@ static nib_status bad_value(const nib_option *option, const char *text, nib_erro
         snprintf(want, sizeof want, "a time such as 90s, 10m or 1h");
         break;
     default:
-        snprintf(want, sizeof want, "a %s%.15g%s", option->kind == NIB_OPTION_UINT ? "whole number of at least " : "number from ",
-                 option->min, "");
+        snprintf(want, sizeof want, "a %s%.15g%s",
+                 option->kind == NIB_OPTION_UINT ? "whole number of at least " : "number from ", option->min, "");
         if (option->max > option->min && option->max < 1e9) {
             size_t used = strlen(want);
-            snprintf(want + used, sizeof want - used, "%s%.15g", option->kind == NIB_OPTION_UINT ? " and at most " : " to ",
-                     option->max);
+            snprintf(want + used, sizeof want - used, "%s%.15g",
+                     option->kind == NIB_OPTION_UINT ? " and at most " : " to ", option->max);
         }
     }
     char hint[256];
@@ -163,8 +177,10 @@ static nib_status bad_value(const nib_option *option, const char *text, nib_erro
 
 static nib_status set_value(const nib_option *option, nib_option_value *value, const char *text, nib_error *error) {
     bool ok = true;
-    if (option->kind == NIB_OPTION_CHOICE) ok = parse_choice(option->value, text);
-    else if (option->kind != NIB_OPTION_TEXT) ok = parse_number(option, text, value);
+    if (option->kind == NIB_OPTION_CHOICE)
+        ok = parse_choice(option->value, text);
+    else if (option->kind != NIB_OPTION_TEXT)
+        ok = parse_number(option, text, value);
     if (!ok) return bad_value(option, text, error);
     value->text = text;
     if (option->repeats) {
@@ -182,8 +198,10 @@ static bool is_switch(const nib_option *option) {
 
 static void set_switch(const nib_option *option, nib_option_value *value, bool on) {
     value->given = true;
-    if (!on) value->whole = 0;
-    else value->whole = option->kind == NIB_OPTION_COUNT ? value->whole + 1 : 1;
+    if (!on)
+        value->whole = 0;
+    else
+        value->whole = option->kind == NIB_OPTION_COUNT ? value->whole + 1 : 1;
 }
 
 /* ---- Finding options ------------------------------------------------------------------------------------------------------ */
@@ -213,8 +231,10 @@ static nib_status unknown_option(const nib_command *command, const nib_args *arg
             nib_cli_nearest_offer(&nearest, name, negated[i]);
         }
     }
-    if (nearest.name) snprintf(hint, sizeof hint, "did you mean --%s?", nearest.name);
-    else snprintf(hint, sizeof hint, "nibble %s -h lists the options", command->name);
+    if (nearest.name)
+        snprintf(hint, sizeof hint, "did you mean --%s?", nearest.name);
+    else
+        snprintf(hint, sizeof hint, "nibble %s -h lists the options", command->name);
     return nib_cli_fail(error, NIB_ERR_USAGE, hint, "%s does not know the option %.*s", command->name,
                         (int)strcspn(word, "="), word);
 }
@@ -296,10 +316,14 @@ nib_status nib_cli_parse(const nib_command *command, int argc, char **argv, nib_
     bool words_only = false;
     for (; !status && c.at < argc; c.at++) {
         char *word = argv[c.at];
-        if (words_only || word[0] != '-' || !word[1]) args->words[args->n_words++] = word;
-        else if (strcmp(word, "--") == 0) words_only = true;
-        else if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0) return args->help = word[1] == '-' ? 2 : 1, NIB_OK;
-        else status = word[1] == '-' ? parse_long(&c, word) : parse_letters(&c, word);
+        if (words_only || word[0] != '-' || !word[1])
+            args->words[args->n_words++] = word;
+        else if (strcmp(word, "--") == 0)
+            words_only = true;
+        else if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0)
+            return args->help = word[1] == '-' ? 2 : 1, NIB_OK;
+        else
+            status = word[1] == '-' ? parse_long(&c, word) : parse_letters(&c, word);
     }
     if (status) return status;
     char hint[256];
@@ -320,8 +344,18 @@ const nib_option_value *nib_cli_value(const nib_cli *cli, const char *name) {
     int index = find_long(&cli->args, name, strlen(name));
     return index < 0 ? &none : &cli->args.values[index];
 }
-bool nib_cli_given(const nib_cli *cli, const char *name) { return nib_cli_value(cli, name)->given; }
-bool nib_cli_switch(const nib_cli *cli, const char *name) { return nib_cli_value(cli, name)->whole != 0; }
-const char *nib_cli_text(const nib_cli *cli, const char *name) { return nib_cli_value(cli, name)->text; }
-uint64_t nib_cli_uint(const nib_cli *cli, const char *name) { return nib_cli_value(cli, name)->whole; }
-double nib_cli_number(const nib_cli *cli, const char *name) { return nib_cli_value(cli, name)->number; }
+bool nib_cli_given(const nib_cli *cli, const char *name) {
+    return nib_cli_value(cli, name)->given;
+}
+bool nib_cli_switch(const nib_cli *cli, const char *name) {
+    return nib_cli_value(cli, name)->whole != 0;
+}
+const char *nib_cli_text(const nib_cli *cli, const char *name) {
+    return nib_cli_value(cli, name)->text;
+}
+uint64_t nib_cli_uint(const nib_cli *cli, const char *name) {
+    return nib_cli_value(cli, name)->whole;
+}
+double nib_cli_number(const nib_cli *cli, const char *name) {
+    return nib_cli_value(cli, name)->number;
+}

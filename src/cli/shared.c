@@ -46,8 +46,10 @@ nib_short_text nib_cli_model_label(const char *path) {
     const char *name = slash ? slash + 1 : path;
     size_t n = strlen(name);
     if (n > 5 && strcmp(name + n - 5, ".gguf") == 0) n -= 5;
-    if (n <= 40) snprintf(out.s, sizeof out.s, "%.*s", (int)n, name);
-    else snprintf(out.s, sizeof out.s, "%.18s...%.18s", name, name + n - 18);
+    if (n <= 40)
+        snprintf(out.s, sizeof out.s, "%.*s", (int)n, name);
+    else
+        snprintf(out.s, sizeof out.s, "%.18s...%.18s", name, name + n - 18);
     return out;
 }
 
@@ -69,9 +71,9 @@ nib_status nib_cli_check_output(const char *path, bool force, const char *const 
         if (same_file(path, inputs[i]))
             status = nib_cli_fail(error, NIB_ERR_USAGE, "choose another name for the output", "the output is an input");
     if (!status && !S_ISREG(info.st_mode))
-        status = nib_cli_fail(error, NIB_ERR_USAGE, "give the name of a file", "the output exists and is not a regular file");
-    if (!status && !force)
-        status = nib_cli_fail(error, NIB_ERR_USAGE, "--force replaces it", "the output exists");
+        status = nib_cli_fail(error, NIB_ERR_USAGE, "give the name of a file",
+                              "the output exists and is not a regular file");
+    if (!status && !force) status = nib_cli_fail(error, NIB_ERR_USAGE, "--force replaces it", "the output exists");
     return status ? nib_cli_fail_in(error, path, -1, NULL) : NIB_OK;
 }
 
@@ -104,8 +106,10 @@ nib_status nib_cli_read_file(const char *path, char **text, size_t *n_bytes, nib
         n += got;
         if (got == 0) break;
     }
-    if (nib_console_interrupted()) status = nib_cli_fail(error, NIB_ERR_INTERRUPTED, NULL, "interrupted");
-    else if (ferror(file)) status = io_error(error, "cannot read the file", path, "is it a file?");
+    if (nib_console_interrupted())
+        status = nib_cli_fail(error, NIB_ERR_INTERRUPTED, NULL, "interrupted");
+    else if (ferror(file))
+        status = io_error(error, "cannot read the file", path, "is it a file?");
     if (status) goto fail;
     buffer[n] = '\0';
     *text = buffer;
@@ -118,8 +122,8 @@ fail:
     return status;
 }
 
-nib_status nib_output_open(nib_output *output, const char *path, nib_error *error) {
-    *output = (nib_output){.path = path};
+nib_status nib_cli_output_open(nib_cli_output *output, const char *path, nib_error *error) {
+    *output = (nib_cli_output){.path = path};
     if (strcmp(path, "-") == 0) {
         output->stream = stdout;
         return NIB_OK;
@@ -130,24 +134,26 @@ nib_status nib_output_open(nib_output *output, const char *path, nib_error *erro
     }
     output->stream = fopen(output->partial, "wb");
     if (output->stream) return NIB_OK;
-    nib_status status = io_error(error, "cannot create the output", output->partial, "check the folder and its permissions");
+    nib_status status =
+        io_error(error, "cannot create the output", output->partial, "check the folder and its permissions");
     free(output->partial);
     output->partial = NULL;
     return status;
 }
 
-nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error) {
+nib_status nib_cli_output_write(nib_cli_output *output, const void *data, size_t n_bytes, nib_error *error) {
     if (fwrite(data, 1, n_bytes, output->stream) == n_bytes) return NIB_OK;
     /* On stdout a reader that went away is found, and forgiven, when the program ends. */
     return io_error(error, "cannot write", output->partial ? output->path : "standard output", "free some space");
 }
 
-nib_status nib_output_commit(nib_output *output, nib_error *error) {
+nib_status nib_cli_output_commit(nib_cli_output *output, nib_error *error) {
     nib_status status = NIB_OK;
     if (!output->partial) return NIB_OK;
     bool failed = fflush(output->stream) != 0 || fsync(fileno(output->stream)) != 0;
     if (failed) status = io_error(error, "cannot write", output->path, "free some space");
-    if (fclose(output->stream) != 0 && !status) status = io_error(error, "cannot write", output->path, "free some space");
+    if (fclose(output->stream) != 0 && !status)
+        status = io_error(error, "cannot write", output->path, "free some space");
     output->stream = NULL;
     if (!status && rename(output->partial, output->path) != 0)
         status = io_error(error, "cannot rename the finished output", output->path, NULL);
@@ -157,27 +163,29 @@ nib_status nib_output_commit(nib_output *output, nib_error *error) {
     return status;
 }
 
-void nib_output_discard(nib_output *output) {
+void nib_cli_output_discard(nib_cli_output *output) {
     if (!output->partial) return;
     if (output->stream) fclose(output->stream);
     unlink(output->partial);
     free(output->partial);
-    *output = (nib_output){0};
+    *output = (nib_cli_output){0};
 }
 
 /* ---- JSON documents ----------------------------------------------------------------------------------------------------- */
 
 nib_json *nib_cli_json_begin(nib_cli *cli, const char *name, nib_error *error) {
     nib_json *json = nib_json_new();
-    if (json) nib_json_begin_document(json, name, cli->pool);
-    else nib_cli_no_memory(error);
+    if (json)
+        nib_json_begin_document(json, name, cli->pool);
+    else
+        nib_cli_no_memory(error);
     return json;
 }
 
 nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error) {
     const char *text = NULL;
     size_t n_bytes = 0;
-    nib_output output = {0};
+    nib_cli_output output = {0};
     nib_json_end_object(json);
     nib_status status = nib_json_text(json, &text, &n_bytes, error);
     if (!status && cli->json) {
@@ -185,11 +193,11 @@ nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error) {
         printf("%s\n", text);
     }
     if (!status && cli->document_output) {
-        status = nib_output_open(&output, nib_cli_text(cli, "output"), error);
-        if (!status) status = nib_output_write(&output, text, n_bytes, error);
-        if (!status) status = nib_output_write(&output, "\n", 1, error);
-        if (!status) status = nib_output_commit(&output, error);
-        if (status) nib_output_discard(&output);
+        status = nib_cli_output_open(&output, nib_cli_text(cli, "output"), error);
+        if (!status) status = nib_cli_output_write(&output, text, n_bytes, error);
+        if (!status) status = nib_cli_output_write(&output, "\n", 1, error);
+        if (!status) status = nib_cli_output_commit(&output, error);
+        if (status) nib_cli_output_discard(&output);
     }
     nib_json_free(json);
     return status;
@@ -218,15 +226,17 @@ nib_status nib_cli_parse_ids(const char *text, size_t n_bytes, const char *name,
         }
         uint64_t id = 0;
         size_t start = i;
-        while (i < n_bytes && text[i] >= '0' && text[i] <= '9' && id < n_vocab) id = 10 * id + (uint64_t)(text[i++] - '0');
+        while (i < n_bytes && text[i] >= '0' && text[i] <= '9' && id < n_vocab)
+            id = 10 * id + (uint64_t)(text[i++] - '0');
         bool ends = i == n_bytes || (text[i] && strchr(" \t\r\n\v\f", text[i]));
         if (i == start || !ends || id >= n_vocab) {
             size_t n = 0;
             while (n < 24 && start + n < n_bytes && text[start + n] && !strchr(" \t\r\n\v\f", text[start + n])) n++;
             char hint[128];
             snprintf(hint, sizeof hint, "ids are whole numbers from 0 to %u, separated by white space", n_vocab - 1);
-            nib_cli_fail(error, NIB_ERR_CORRUPT, hint, "\"%.*s\" is not a token id of this model (token %zu of the list)",
-                         (int)n, text + start, out->n + 1);
+            nib_cli_fail(error, NIB_ERR_CORRUPT, hint,
+                         "\"%.*s\" is not a token id of this model (token %zu of the list)", (int)n, text + start,
+                         out->n + 1);
             return nib_cli_fail_in(error, name, (int64_t)start, NULL);
         }
         if (out->n == out->capacity) {
@@ -243,7 +253,8 @@ nib_status nib_cli_parse_ids(const char *text, size_t n_bytes, const char *name,
 
 /* ---- Recipes ------------------------------------------------------------------------------------------------------------------ */
 
-nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsigned most, unsigned *n, nib_error *error) {
+nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsigned most, unsigned *n,
+                                 nib_error *error) {
     *n = 0;
     for (const char *at = list; at;) {
         const char *comma = strchr(at, ',');

@@ -24,8 +24,10 @@ static void push(nib_table *table, const char *text, size_t n_bytes) {
         table->capacity = capacity;
     }
     char *copy = strndup(text, n_bytes);
-    if (!copy) table->failed = true;
-    else table->cells[table->n_cells++] = copy;
+    if (!copy)
+        table->failed = true;
+    else
+        table->cells[table->n_cells++] = copy;
 }
 
 void nib_table_init(nib_table *table, const char *align, const char *heads) {
@@ -100,10 +102,13 @@ nib_short_text nib_show_count(uint64_t n) {
 nib_short_text nib_show_seconds(double s) {
     nib_short_text out;
     uint64_t whole = s > 0 && s < 1e15 ? (uint64_t)(s + 0.5) : 0;
-    if (s < 9.95) snprintf(out.s, sizeof out.s, "%.1f s", s);
-    else if (whole < 60) snprintf(out.s, sizeof out.s, "%llu s", (unsigned long long)whole);
+    if (s < 9.95)
+        snprintf(out.s, sizeof out.s, "%.1f s", s);
+    else if (whole < 60)
+        snprintf(out.s, sizeof out.s, "%llu s", (unsigned long long)whole);
     else if (whole < 3600)
-        snprintf(out.s, sizeof out.s, "%llu min %llu s", (unsigned long long)whole / 60, (unsigned long long)whole % 60);
+        snprintf(out.s, sizeof out.s, "%llu min %llu s", (unsigned long long)whole / 60,
+                 (unsigned long long)whole % 60);
     else
         snprintf(out.s, sizeof out.s, "%llu h %llu min", (unsigned long long)whole / 3600,
                  (unsigned long long)whole / 60 % 60);

@@ -127,8 +127,9 @@ static void fit_block(fitted *out, const nib_format *format, const float *x, flo
         high = high > 0 ? high : 0;
         fit_zero_range(out, x, block, bits, low * factor, high * factor);
     } else {
-        const float cut = factor < 1 ? (1 - factor) / 2 * (high - low) : 0;
-        fit_minimum_range(out, x, block, bits, low + cut, high - cut);
+        const float margin = (1 - factor) / 2 * (high - low);
+        const bool whole = margin == 0; /* the minimum -0 stays */
+        fit_minimum_range(out, x, block, bits, whole ? low : low + margin, whole ? high : high - margin);
     }
 }
 

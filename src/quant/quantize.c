@@ -59,8 +59,8 @@ static void put_metadata(layout *l, const nib_gguf *gguf, const nib_quantize_par
         if (!is_left_out(kv->key)) nib_gguf_head_copy(&l->head, kv);
     }
     nib_gguf_head_u32(&l->head, "general.quantization_version", 2);
-    const int file_type = nib_recipe_file_type(params->recipe);
-    if (file_type >= 0) nib_gguf_head_u32(&l->head, "general.file_type", (uint32_t)file_type);
+    const uint32_t file_type = nib_recipe_file_type(params->recipe);
+    if (file_type != UINT32_MAX) nib_gguf_head_u32(&l->head, "general.file_type", file_type);
     for (size_t i = 0; i < l->n; i++) {
         if (!nib_format_facts_of(l->choices[i].format)->is_nibbles_own) continue;
         nib_gguf_head_u32(&l->head, "nibble.grid.version", 1);

@@ -57,15 +57,20 @@ void nib_bpe_decode(const char *text, size_t n_bytes, nib_string *out) {
 /* ---- The table of merges -------------------------------------------------------------------------------------------- */
 
 /* The slot that holds the pair, or the empty one where it belongs. */
-static uint32_t *slot_of(const nib_bpe *bpe, uint32_t left, uint32_t right) {
-    const uint64_t key = (uint64_t)left << 32 | right;
+static struct nib_slot *slot_of(const nib_bpe *bpe, uint32_t left, uint32_t right, uint32_t *tag) {
+    const uint64_t key = (uint64_t)left << 32 | right, hash = XXH3_64bits(&key, sizeof key);
     const size_t mask = bpe->n_slots - 1;
-    for (size_t i = (size_t)XXH3_64bits(&key, sizeof key) & mask;; i = (i + 1) & mask) {
-        const uint32_t rank = bpe->slots[i] - 1;
-        if (rank == NONE || (bpe->merges[rank].left == left && bpe->merges[rank].right == right)) return &bpe->slots[i];
+    *tag = (uint32_t)(hash >> 32);
+    for (size_t i = (size_t)hash & mask;; i = (i + 1) & mask) {
+        struct nib_slot *slot = &bpe->slots[i];
+        if (slot->number == 0) return slot;
+        if (slot->tag != *tag) continue;
+        const struct nib_merge *merge = &bpe->merges[slot->number - 1];
+        if (merge->left == left && merge->right == right) return slot;
     }
 }
 
+/* One-byte tokens are looked up as each byte comes, its own form is added after: both are tokens if the file has them. */
 static nib_status read_bytes(nib_bpe *bpe, nib_strings *strings, nib_error *error) {
     for (unsigned byte = 0; byte < 256; byte++) {
         char form[4];
@@ -79,11 +84,32 @@ static nib_status read_bytes(nib_bpe *bpe, nib_strings *strings, nib_error *erro
     return NIB_OK;
 }
 
+/* Reads one merge; `guess` is the result of the one before it. */
+static nib_status read_merge(nib_strings *strings, nib_text entry, const char *space, uint32_t guess,
+                             nib_string *joined, struct nib_merge *out, nib_error *error) {
+    const size_t n_left = (size_t)(space - entry.data), n_right = entry.n_bytes - n_left - 1;
+    joined->n_bytes = 0;
+    nib_string_add(joined, entry.data, n_left);
+    nib_string_add(joined, space + 1, n_right);
+    if (joined->failed) return nib_fail_memory(error, entry.n_bytes);
+    out->left = nib_strings_add(strings, entry.data, n_left, NULL);
+    out->right = nib_strings_add(strings, space + 1, n_right, NULL);
+    /* Tokens mostly come in the order of the merges that make them, which saves the look-up. */
+    if (nib_strings_is(strings, guess, joined->data, joined->n_bytes)) {
+        out->result = guess;
+    } else if (nib_strings_is(strings, guess + 1, joined->data, joined->n_bytes)) {
+        out->result = guess + 1;
+    } else {
+        out->result = nib_strings_add(strings, joined->data, joined->n_bytes, NULL);
+    }
+    const bool all = out->left != NONE && out->right != NONE && out->result != NONE;
+    return all ? NIB_OK : nib_fail_memory(error, entry.n_bytes);
+}
+
 nib_status nib_bpe_init(nib_bpe *bpe, nib_strings *strings, const nib_gguf_kv *merges, const char *file,
                         nib_error *error) {
     nib_status status = NIB_OK;
     nib_string joined = {0};
-    /* One-byte tokens are looked up before the bytes' own forms become strings, so they are tokens for certain. */
     NIB_TRY_GOTO(read_bytes(bpe, strings, error));
     bpe->n_slots = 16;
     while (bpe->n_slots < merges->n * 2) bpe->n_slots *= 2;
@@ -96,6 +122,8 @@ nib_status nib_bpe_init(nib_bpe *bpe, nib_strings *strings, const nib_gguf_kv *m
     for (uint64_t rank = 0; rank < merges->n; rank++) {
         nib_text entry;
         const char *space = NULL;
+        struct nib_merge *merge = &bpe->merges[rank];
+        uint32_t tag;
         /* A pair is cut at the first space that leaves something on its left. */
         if (nib_gguf_kv_text(merges, rank, &entry) && entry.n_bytes > 2)
             space = memchr(entry.data + 1, ' ', entry.n_bytes - 1);
@@ -104,24 +132,9 @@ nib_status nib_bpe_init(nib_bpe *bpe, nib_strings *strings, const nib_gguf_kv *m
                                  "merge %llu is not a pair of strings", (unsigned long long)rank);
             goto fail;
         }
-        const size_t n_left = (size_t)(space - entry.data), n_right = entry.n_bytes - n_left - 1;
-        joined.n_bytes = 0;
-        nib_string_add(&joined, entry.data, n_left);
-        nib_string_add(&joined, space + 1, n_right);
-        struct nib_merge merge = {NONE, NONE, NONE};
-        if (!joined.failed) {
-            merge.left = nib_strings_add(strings, entry.data, n_left, NULL);
-            merge.right = nib_strings_add(strings, space + 1, n_right, NULL);
-            merge.result = nib_strings_add(strings, joined.data, joined.n_bytes, NULL);
-        }
-        if (merge.left == NONE || merge.right == NONE || merge.result == NONE) {
-            status = nib_fail_memory(error, joined.n_bytes);
-            goto fail;
-        }
-        uint32_t *slot = slot_of(bpe, merge.left, merge.right);
-        bpe->merges[rank] = merge;
-        bpe->n_merges++;
-        if (*slot == 0) *slot = (uint32_t)rank + 1; /* the first of equal pairs counts */
+        NIB_TRY_GOTO(read_merge(strings, entry, space, rank > 0 ? merge[-1].result : NONE - 1, &joined, merge, error));
+        struct nib_slot *slot = slot_of(bpe, merge->left, merge->right, &tag);
+        if (slot->number == 0) *slot = (struct nib_slot){tag, (uint32_t)rank + 1}; /* the first of equal pairs counts */
     }
 fail:
     nib_string_fini(&joined);
@@ -192,7 +205,8 @@ void nib_bpe_scratch_fini(nib_bpe_scratch *scratch) {
 /* Queues the pair that begins at left, if it merges at all. */
 static void push_pair(const nib_bpe *bpe, const nib_bpe_scratch *s, uint32_t left, heap *h) {
     if (left == NONE || s->next[left] == NONE) return;
-    const uint32_t rank = *slot_of(bpe, s->symbols[left], s->symbols[s->next[left]]) - 1;
+    uint32_t tag;
+    const uint32_t rank = slot_of(bpe, s->symbols[left], s->symbols[s->next[left]], &tag)->number - 1;
     if (rank != NONE) heap_push(h, (uint64_t)rank << 32 | left);
 }
 

@@ -24,6 +24,11 @@ void nib_strings_fini(nib_strings *strings) {
     memset(strings, 0, sizeof *strings);
 }
 
+bool nib_strings_is(const nib_strings *strings, uint32_t number, const char *text, size_t n_bytes) {
+    if (number >= strings->n || strings->spans[number].n != n_bytes) return false;
+    return memcmp(strings->bytes + strings->spans[number].at, text, n_bytes) == 0;
+}
+
 /* The slot that holds the string, or the empty one where it belongs. */
 static struct nib_slot *slot_of(const nib_strings *strings, const char *text, size_t n_bytes, uint64_t hash) {
     const size_t mask = strings->n_slots - 1;
@@ -32,8 +37,7 @@ static struct nib_slot *slot_of(const nib_strings *strings, const char *text, si
         struct nib_slot *slot = &strings->slots[i];
         if (slot->number == 0) return slot;
         if (slot->tag != tag) continue;
-        const struct nib_span span = strings->spans[slot->number - 1];
-        if (span.n == n_bytes && memcmp(strings->bytes + span.at, text, n_bytes) == 0) return slot;
+        if (nib_strings_is(strings, slot->number - 1, text, n_bytes)) return slot;
     }
 }
 

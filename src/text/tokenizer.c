@@ -99,6 +99,8 @@ static nib_status open_source(const nib_gguf *gguf, source *from, nib_tokenizer 
     NIB_TRY(find_array(from, KEY("token_type"), n, NIB_GGUF_I32, NIB_GGUF_U32, &from->types, error));
     NIB_TRY(find_array(from, KEY("scores"), n, NIB_GGUF_F32, NIB_GGUF_F32, &from->scores, error));
     NIB_TRY(find_array(from, KEY("merges"), 0, NIB_GGUF_STRING, NIB_GGUF_STRING, &from->merges, error));
+    if (from->merges && from->merges->n > INT32_MAX / 2)
+        return corrupt(from, from->merges, KEY("merges"), error, "more merges than any vocabulary has tokens");
     /* kimi-k2 ranks its tokens by their ids and stores no merges. */
     if (strcmp(tokenizer->model, "gpt2") == 0 && from->merges == NULL && strcmp(tokenizer->pre_name, "kimi-k2") != 0)
         return corrupt(from, NULL, KEY("merges"), error, "missing, but byte-pair encoding needs it");

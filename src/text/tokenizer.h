@@ -39,6 +39,8 @@ void nib_strings_fini(nib_strings *strings);
 uint32_t nib_strings_find(const nib_strings *strings, const char *text, size_t n_bytes);
 /* The same, adding it if need be; NIB_NO_STRING without memory or past 4 GiB of text. *added may be NULL. */
 uint32_t nib_strings_add(nib_strings *strings, const char *text, size_t n_bytes, bool *added);
+/* Is string `number` (any value) this one? */
+bool nib_strings_is(const nib_strings *strings, uint32_t number, const char *text, size_t n_bytes);
 
 /* ---- Cutting text into pieces (pretokenize.c) ---------------------------------------------------------------------- */
 
@@ -76,11 +78,10 @@ typedef struct nib_bpe {
     struct nib_merge {
         uint32_t left, right, result; /* numbers of strings */
     } * merges;                       /* by rank */
-    size_t n_merges;
-    uint32_t *slots;            /* rank + 1 by hash of (left, right), 0 = empty */
-    size_t n_slots;             /* a power of two, at most half full */
-    uint32_t byte_strings[256]; /* string number of each byte's printable form */
-    int32_t byte_tokens[256];   /* token whose stored text is this single byte, -1 if none */
+    struct nib_slot *slots;           /* rank + 1 by hash of (left, right), 0 = empty */
+    size_t n_slots;                   /* a power of two, at most half full */
+    uint32_t byte_strings[256];       /* string number of each byte's printable form */
+    int32_t byte_tokens[256];         /* token whose stored text is this single byte, -1 if none */
 } nib_bpe;
 
 typedef struct nib_bpe_scratch {

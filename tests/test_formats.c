@@ -1,0 +1,431 @@
+/* Formats: bytes and values against recorded results of the reference encoders; all levels against each other; the anchor
+ * of reproducibility. With NIBBLE_SHARED the recorded rows are used; the rest runs on data made here. */
+#include "unit.h"
+
+#include "base/memory.h"
+#include "cpu/cpu.h"
+#include "format/format.h"
+#include "sha256.h"
+#include <math.h>
+#include <stdlib.h>
+#include <xxhash.h>
+
+enum { NONE = UINT32_MAX, MAX_ROW = 512 };
+
+/* ---- Recorded rows ----------------------------------------------------------------------------------------------- */
+
+typedef struct bytes {
+    uint8_t *data;
+    size_t n, at;
+} bytes;
+
+static bool read_shared(const char *name, bytes *out) {
+    const char *shared = getenv("NIBBLE_SHARED");
+    char path[1024];
+    *out = (bytes){0};
+    snprintf(path, sizeof path, "%s/fixtures/quant/%s", shared ? shared : "", name);
+    FILE *file = shared ? fopen(path, "rb") : NULL;
+    if (!file) return false;
+    fseek(file, 0, SEEK_END);
+    out->n = (size_t)ftell(file);
+    rewind(file);
+    out->data = malloc(out->n + 1);
+    assert_non_null(out->data);
+    assert_int_equal(fread(out->data, 1, out->n, file), out->n);
+    out->data[out->n] = 0;
+    fclose(file);
+    return true;
+}
+
+static uint32_t next_u32(bytes *in) {
+    assert_true(in->at + 4 <= in->n);
+    in->at += 4;
+    return nib_load_u32(in->data + in->at - 4);
+}
+
+static const uint8_t *next_bytes(bytes *in, size_t n) {
+    assert_true(n <= in->n - in->at);
+    in->at += n;
+    return in->data + in->at - n;
+}
+
+typedef struct vectors {
+    uint32_t n_rows, n_importances;
+    uint32_t row_n[64], importance_n[16];
+    float row[64][MAX_ROW], importance[16][MAX_ROW];
+} vectors;
+static vectors inputs;
+
+static bool load_inputs(void) {
+    bytes in;
+    if (inputs.n_rows) return true;
+    if (!read_shared("rows/input.bin", &in)) return false;
+    assert_memory_equal(next_bytes(&in, 4), "NQI1", 4);
+    const uint32_t n_rows = next_u32(&in);
+    inputs.n_importances = next_u32(&in);
+    (void)next_u32(&in);
+    assert_true(n_rows <= 64 && inputs.n_importances <= 16);
+    for (uint32_t i = 0; i < n_rows + inputs.n_importances; i++) {
+        const uint32_t n = next_u32(&in);
+        assert_true(n <= MAX_ROW);
+        float *to = i < n_rows ? inputs.row[i] : inputs.importance[i - n_rows];
+        memcpy(to, next_bytes(&in, 4 * n), 4 * n);
+        *(i < n_rows ? &inputs.row_n[i] : &inputs.importance_n[i - n_rows]) = n;
+    }
+    inputs.n_rows = n_rows;
+    free(in.data);
+    return true;
+}
+
+static bool row_is_finite(const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(x[i])) return false;
+    }
+    return true;
+}
+
+/* Same bits, except that any NaN equals any NaN. */
+static bool same_floats(const float *a, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (nib_bits_of(a[i]) != nib_bits_of(b[i]) && !(isnan(a[i]) && isnan(b[i]))) return false;
+    }
+    return true;
+}
+
+static unsigned check_record(const nib_format *format, bytes *in) {
+    const uint32_t row = next_u32(in), importance = next_u32(in), n = next_u32(in), verdict = next_u32(in);
+    const uint32_t n_bytes = next_u32(in);
+    const uint8_t *stored = next_bytes(in, n_bytes);
+    const uint32_t n_floats = next_u32(in);
+    const uint8_t *floats = next_bytes(in, 4 * (size_t)n_floats);
+    assert_true(row < inputs.n_rows && inputs.row_n[row] == n && n <= MAX_ROW);
+    assert_int_equal(nib_format_row_bytes(format, n), n_bytes);
+    uint8_t encoded[MAX_ROW * 4];
+    const nib_verdict seen =
+        format->encode(format, encoded, inputs.row[row], n, importance == NONE ? NULL : inputs.importance[importance]);
+    const bool finite = row_is_finite(inputs.row[row], n);
+    if (!finite)
+        assert_int_equal(seen, NIB_VERDICT_NOT_FINITE);
+    else if (verdict == 1)
+        assert_int_equal(seen, NIB_VERDICT_SCALE_OVERFLOW);
+    if (finite && verdict == 0) {
+        if (seen != NIB_VERDICT_OK || memcmp(encoded, stored, n_bytes) != 0)
+            fail_msg("%s: row %u, importance %d: the bytes differ", format->facts.name, row, (int)importance);
+        assert_int_equal(format->check(format, stored, n), NIB_VERDICT_OK);
+    }
+    if (n_floats) {
+        float expected[MAX_ROW], decoded[MAX_ROW];
+        memcpy(expected, floats, 4 * (size_t)n_floats);
+        format->decode(format, decoded, stored, n);
+        if (!same_floats(decoded, expected, n))
+            fail_msg("%s: row %u, importance %d: the decoded values differ", format->facts.name, row, (int)importance);
+    }
+    return n_floats != 0;
+}
+
+static void test_recorded_rows(void **state) {
+    (void)state;
+    if (!load_inputs()) {
+        puts("skipped: NIBBLE_SHARED has no fixtures/quant/rows");
+        skip();
+    }
+    unsigned n_formats = 0;
+    for (unsigned level = 0; level < NIB_CPU_N_LEVELS; level++) {
+        if (!nib_cpu_level_runs(level)) continue;
+        for (unsigned i = 0; i < nib_format_count(); i++) {
+            const nib_format *format = nib_format_at_level(i, level);
+            char name[64];
+            bytes in;
+            snprintf(name, sizeof name, "rows/%s.bin", format->facts.gguf_name);
+            if (!format->encode || !read_shared(name, &in)) continue;
+            assert_memory_equal(next_bytes(&in, 4), "NQR1", 4);
+            assert_int_equal(next_u32(&in), format->facts.gguf_type);
+            const uint32_t n_records = next_u32(&in);
+            assert_true(n_records >= 50);
+            for (uint32_t record = 0; record < n_records; record++) check_record(format, &in);
+            assert_int_equal(in.at, in.n);
+            free(in.data);
+            n_formats += level == 0;
+        }
+    }
+    assert_int_equal(n_formats, 12); /* f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k */
+}
+
+/* ---- The grid family ---------------------------------------------------------------------------------------------- */
+
+static unsigned from_hex(const char *hex, uint8_t *out) {
+    unsigned n = 0, value;
+    for (; hex[0] && sscanf(hex, "%2x", &value) == 1; hex += 2) out[n++] = (uint8_t)value;
+    return n;
+}
+
+/* One line: format, row, n, verdict, bytes, sha256 of the decoded floats. */
+static bool check_grid_line(char *line, unsigned level) {
+    char *field[6];
+    for (unsigned i = 0; i < 6; i++) field[i] = strsep(&line, "\t");
+    assert_non_null(field[5]);
+    const nib_format *handle = nib_format_find(field[0]);
+    if (!handle) return false;
+    unsigned index = 0;
+    while (nib_format_at(index) != handle) index++;
+    const nib_format *format = nib_format_at_level(index, level);
+    const unsigned row = (unsigned)atoi(field[1]), n = (unsigned)atoi(field[2]);
+    assert_true(row < inputs.n_rows && inputs.row_n[row] == n);
+    uint8_t encoded[MAX_ROW * 4], expected[MAX_ROW * 4];
+    const nib_verdict seen = format->encode(format, encoded, inputs.row[row], n, NULL);
+    if (strcmp(field[3], "ok") != 0) {
+        const bool overflow = !strcmp(field[3], "scale_overflow");
+        assert_int_equal(seen, overflow ? NIB_VERDICT_SCALE_OVERFLOW : NIB_VERDICT_NOT_FINITE);
+        return true;
+    }
+    assert_int_equal(seen, NIB_VERDICT_OK);
+    assert_int_equal(from_hex(field[4], expected), nib_format_row_bytes(format, n));
+    if (memcmp(encoded, expected, nib_format_row_bytes(format, n)) != 0)
+        fail_msg("%s: row %u: the bytes differ", field[0], row);
+    float decoded[MAX_ROW];
+    char digest[65];
+    format->decode(format, decoded, encoded, n);
+    sha256_hex(decoded, n * sizeof *decoded, digest);
+    assert_string_equal(digest, field[5]);
+    assert_int_equal(format->check(format, encoded, n), NIB_VERDICT_OK);
+    return true;
+}
+
+static void test_grid(void **state) {
+    (void)state;
+    bytes in;
+    if (!load_inputs() || !read_shared("grid.tsv", &in)) {
+        puts("skipped: NIBBLE_SHARED has no fixtures/quant/grid.tsv");
+        skip();
+    }
+    for (unsigned level = 0; level < NIB_CPU_N_LEVELS; level++) {
+        if (!nib_cpu_level_runs(level)) continue;
+        char *copy = strdup((char *)in.data), *rest = copy, *line;
+        unsigned n_checked = 0;
+        assert_non_null(copy);
+        (void)strsep(&rest, "\n"); /* the heading */
+        while ((line = strsep(&rest, "\n")) && *line) n_checked += check_grid_line(line, level);
+        assert_true(n_checked >= 2 * 56);
+        free(copy);
+    }
+    free(in.data);
+}
+
+static void test_grid_refuses_unwritten_code(void **state) {
+    (void)state;
+    const nib_format *format = nib_format_find("q2s");
+    float x[32];
+    uint8_t block[10];
+    for (unsigned i = 0; i < 32; i++) x[i] = (float)i - 16;
+    assert_int_equal(nib_format_encode(format, block, x, 32, NULL), NIB_VERDICT_OK);
+    assert_int_equal(nib_format_check(format, block, 32), NIB_VERDICT_OK);
+    block[5] &= (uint8_t)~0x0c; /* code 13 becomes 0 */
+    assert_int_equal(nib_format_check(format, block, 32), NIB_VERDICT_BAD_CODE);
+}
+
+/* ---- Data made here ----------------------------------------------------------------------------------------------- */
+
+static uint64_t seed;
+
+/* splitmix64 */
+static uint64_t next_random(void) {
+    uint64_t z = seed += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* Bell-shaped, with an outlier in every hundred and all magnitudes from 1e-6 to 1e3 among the rows. */
+static void random_row(float *x, size_t n) {
+    const float unit = ldexpf(1, (int)(next_random() % 31) - 20);
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t bits = next_random();
+        float sum = -2;
+        for (unsigned k = 0; k < 4; k++) sum += (float)(bits >> 16 * k & 0xffff) * 0x1p-16f;
+        x[i] = sum * unit * (bits % 97 == 0 ? 16.0f : 1.0f);
+    }
+}
+
+static void random_importance(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = ldexpf((float)(next_random() & 0xff), -(int)(next_random() % 12));
+}
+
+/* Encodes at every level; returns the bytes of the lowest and fails where another one differs. */
+static void encode_everywhere(unsigned index, const float *x, size_t n, const float *importance, uint8_t *out) {
+    enum { GUARD = 64 };
+    static uint8_t buffer[GUARD + 4 * 4096 + GUARD];
+    const nib_format *lowest = nib_format_at_level(index, 0);
+    const size_t n_bytes = nib_format_row_bytes(lowest, n);
+    assert_true(n_bytes > 0 && n_bytes <= 4 * 4096);
+    for (unsigned level = 0; level < NIB_CPU_N_LEVELS; level++) {
+        if (!nib_cpu_level_runs(level)) continue;
+        const nib_format *format = nib_format_at_level(index, level);
+        uint8_t *at = buffer + GUARD - 1; /* any address will do */
+        memset(buffer, 0xa5, sizeof buffer);
+        assert_int_equal(format->encode(format, at, x, n, importance), NIB_VERDICT_OK);
+        for (unsigned i = 0; i < GUARD - 1; i++) assert_int_equal(buffer[i], 0xa5);
+        for (unsigned i = 0; i < GUARD; i++) assert_int_equal(at[n_bytes + i], 0xa5);
+        if (level == 0) memcpy(out, at, n_bytes);
+        if (memcmp(out, at, n_bytes) != 0)
+            fail_msg("%s: level %s encodes other bytes", format->facts.name, nib_cpu_level_name(level));
+    }
+}
+
+/* Decodes and unpacks at every level and compares the two. */
+static void decode_everywhere(unsigned index, const uint8_t *packed, size_t n) {
+    static float first[4096], decoded[4096 + 8];
+    for (unsigned level = 0; level < NIB_CPU_N_LEVELS; level++) {
+        if (!nib_cpu_level_runs(level)) continue;
+        const nib_format *format = nib_format_at_level(index, level);
+        for (unsigned i = 0; i < 8; i++) decoded[n + i] = 12345;
+        format->decode(format, decoded, packed, n);
+        for (unsigned i = 0; i < 8; i++) assert_true(decoded[n + i] == 12345);
+        if (level == 0) memcpy(first, decoded, n * sizeof *first);
+        assert_memory_equal(decoded, first, n * sizeof *first);
+        if (format->facts.kind != NIB_CLASS_SCALED) continue;
+        assert_true(format->group == 16 || format->group == 32);
+        for (size_t start = 0; start < n; start += NIB_PANEL_K) {
+            const size_t n_here = n - start < NIB_PANEL_K ? n - start : NIB_PANEL_K;
+            nib_codes codes;
+            memset(&codes, 0xee, sizeof codes);
+            format->unpack(format, &codes, packed + nib_format_row_bytes(format, start), n_here);
+            for (size_t i = 0; i < n_here; i++) {
+                const float scale = codes.scale[i / format->group], min = codes.min[i / format->group];
+                const float value = scale * (float)codes.code[i] - min;
+                const float size = fabsf(scale) * 256 + fabsf(min);
+                if (fabsf(value - decoded[start + i]) > size * 0x1p-22f)
+                    fail_msg("%s: weight %zu: unpack %g, decode %g", format->facts.name, start + i, value,
+                             decoded[start + i]);
+            }
+            for (size_t i = n_here; i < NIB_PANEL_K; i++) assert_int_equal(codes.code[i], 0xee);
+        }
+    }
+}
+
+static void test_levels_agree(void **state) {
+    (void)state;
+    static float x[4096], importance[4096];
+    static uint8_t packed[4 * 4096];
+    seed = 1;
+    for (unsigned index = 0; index < nib_format_count(); index++) {
+        const nib_format *format = nib_format_at(index);
+        if (!format->encode) continue;
+        const size_t block = format->facts.block;
+        const size_t lengths[] = {block, 3 * block, (block < 32 ? 7 : 9) * block, 1024, 4096 / block * block};
+        for (unsigned i = 0; i < 40; i++) {
+            const size_t n = lengths[i % 5] > 4096 ? block : lengths[i % 5];
+            random_row(x, n);
+            random_importance(importance, n);
+            encode_everywhere(index, x, n, i % 2 ? importance : NULL, packed);
+            decode_everywhere(index, packed, n);
+        }
+        /* any bytes decode, and all levels agree on them; scales are kept finite */
+        for (size_t i = 0; i < sizeof packed; i++) packed[i] = (uint8_t)(next_random() & 0x3b);
+        if (format->facts.kind == NIB_CLASS_SCALED) decode_everywhere(index, packed, 2048);
+    }
+}
+
+static const struct anchor {
+    const char *name;
+    uint64_t hash;
+} anchors[] = {
+    {"f32", UINT64_C(0x5a3a8a2cc293561b)},  {"f16", UINT64_C(0x2b862abc7cf62141)},
+    {"bf16", UINT64_C(0x01212350bfdcb039)}, {"q8_0", UINT64_C(0x43fb2f446c533424)},
+    {"q4_0", UINT64_C(0xa36a68f1a3d4225c)}, {"q4_1", UINT64_C(0xa87e81c9497e25ed)},
+    {"q5_0", UINT64_C(0x5196aa80b72bb52c)}, {"q5_1", UINT64_C(0x1597d19ea205f833)},
+    {"q2_k", UINT64_C(0xd0a10b0a11c4f450)}, {"q3_k", UINT64_C(0xe95439e6d2168b5f)},
+    {"q4_k", UINT64_C(0x0df33867417d0f05)}, {"q5_k", UINT64_C(0x7fd9932eda31118a)},
+    {"q6_k", UINT64_C(0x584c6e8e3eaf3dee)}, {"q8a", UINT64_C(0x3b1a5cd8b2c26325)},
+    {"q2s", UINT64_C(0xa156b30f2f1ca4dc)},
+};
+enum { N_ANCHORS = sizeof anchors / sizeof *anchors };
+
+/* One hash a format over everything its encoder writes for rows made from a seed: it must never change, with any
+ * compiler, level or machine. The rows that would be right are printed. */
+static void test_reproducible(void **state) {
+    (void)state;
+    unsigned n_wrong = 0, at = 0;
+    static float x[2048], importance[2048];
+    static uint8_t packed[4 * 2048];
+    for (unsigned index = 0; index < nib_format_count(); index++) {
+        const nib_format *format = nib_format_at(index);
+        if (!format->encode) continue;
+        XXH3_state_t *hash = XXH3_createState();
+        assert_non_null(hash);
+        XXH3_64bits_reset(hash);
+        seed = 2026;
+        for (unsigned i = 0; i < 32; i++) {
+            random_row(x, 2048);
+            random_importance(importance, 2048);
+            assert_int_equal(nib_format_encode(format, packed, x, 2048, i % 2 ? importance : NULL), NIB_VERDICT_OK);
+            XXH3_64bits_update(hash, packed, nib_format_row_bytes(format, 2048));
+        }
+        const uint64_t digest = XXH3_64bits_digest(hash);
+        XXH3_freeState(hash);
+        const bool right =
+            at < N_ANCHORS && !strcmp(anchors[at].name, format->facts.name) && anchors[at].hash == digest;
+        if (!right) printf("    {\"%s\", UINT64_C(0x%016llx)},\n", format->facts.name, (unsigned long long)digest);
+        n_wrong += !right;
+        at++;
+    }
+    assert_int_equal(n_wrong, 0);
+    assert_int_equal(at, N_ANCHORS);
+}
+
+/* ---- The registry -------------------------------------------------------------------------------------------------- */
+
+static void test_registry(void **state) {
+    (void)state;
+    static const uint32_t removed[] = {4, 5, 31, 32, 33, 36, 37, 38, 43, 99, 0x4E420000u, UINT32_MAX};
+    assert_null(nib_format_at(nib_format_count()));
+    for (unsigned i = 0; i < nib_format_count(); i++) {
+        const nib_format *format = nib_format_at(i);
+        const nib_format_facts *facts = nib_format_facts_of(format);
+        assert_ptr_equal(nib_format_find(facts->name), format);
+        assert_ptr_equal(nib_format_find(facts->gguf_name), format);
+        assert_ptr_equal(nib_format_by_type(facts->gguf_type), format);
+        assert_int_equal(facts->can_encode, format->encode != NULL);
+        assert_int_equal(facts->can_decode, format->decode != NULL);
+        assert_int_equal(nib_format_row_bytes(format, 3 * (size_t)facts->block), 3 * facts->bytes);
+        if (facts->block > 1) assert_int_equal(nib_format_row_bytes(format, facts->block + 1), 0);
+        for (unsigned level = 0; level < NIB_CPU_N_LEVELS; level++)
+            assert_string_equal(nib_format_at_level(i, level)->facts.name, facts->name);
+    }
+    for (unsigned i = 0; i < sizeof removed / sizeof *removed; i++) assert_null(nib_format_by_type(removed[i]));
+    assert_ptr_equal(nib_format_find("Q4_K"), nib_format_by_type(12));
+    assert_null(nib_format_find("q4_x"));
+    assert_null(nib_format_find(NULL));
+    assert_true(nib_format_bpw(nib_format_find("q6_k")) == 6.5625);
+}
+
+static void test_bad_weights(void **state) {
+    (void)state;
+    static float x[512];
+    static uint8_t packed[4 * 512];
+    for (unsigned index = 0; index < nib_format_count(); index++) {
+        const nib_format *format = nib_format_at(index);
+        if (!format->encode) continue;
+        for (unsigned at = 0; at < 512; at += 73) {
+            for (unsigned i = 0; i < 512; i++) x[i] = 0.01f * (float)(int)(i % 17) - 0.08f;
+            x[at] = at % 2 ? NAN : -INFINITY;
+            assert_int_equal(nib_format_encode(format, packed, x, 512, NULL), NIB_VERDICT_NOT_FINITE);
+        }
+        for (unsigned i = 0; i < 512; i++) x[i] = i % 3 ? 1e10f : -1e10f;
+        const bool fits = !strcmp(format->facts.name, "f32") || !strcmp(format->facts.name, "bf16");
+        assert_int_equal(nib_format_encode(format, packed, x, 512, NULL),
+                         fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW);
+        if (fits) continue;
+        memset(packed, 0x7f, sizeof packed);
+        assert_int_equal(nib_format_check(format, packed, 512), NIB_VERDICT_NOT_FINITE);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_registry),     cmocka_unit_test(test_recorded_rows),
+        cmocka_unit_test(test_grid),         cmocka_unit_test(test_grid_refuses_unwritten_code),
+        cmocka_unit_test(test_levels_agree), cmocka_unit_test(test_reproducible),
+        cmocka_unit_test(test_bad_weights),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

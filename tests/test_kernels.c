@@ -1,0 +1,514 @@
+/* Kernels against plain double arithmetic, on every level that runs here. */
+#include "unit.h"
+
+#include "base/memory.h"
+#include "base/pool.h"
+#include "cpu/cpu.h"
+#include "format/format.h"
+#include "kernel/level.h"
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- numbers ---------------------------------------------------------------------------------------------------- */
+
+static uint64_t random_state;
+
+static uint32_t random_bits(void) {
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(random_state >> 33) ^ (uint32_t)(random_state >> 12);
+}
+static float random_float(void) { /* about normal, standard deviation 1 */
+    float sum = -6;
+    for (int i = 0; i < 12; i++) sum += (float)(random_bits() & 0xffffff) * 0x1p-24f;
+    return sum;
+}
+static float *random_floats(size_t n, float scale) {
+    float *x = nib_alloc_aligned(n * sizeof *x);
+    assert_non_null(x);
+    for (size_t i = 0; i < n; i++) x[i] = random_float() * scale;
+    return x;
+}
+
+/* Floats with a fence before and behind. */
+enum { FENCE = 32 };
+typedef struct fenced {
+    float *all, *values;
+    size_t n;
+} fenced;
+static fenced fenced_new(size_t n) {
+    fenced f = {nib_alloc_aligned((n + 2 * FENCE) * sizeof(float)), NULL, n};
+    assert_non_null(f.all);
+    memset(f.all, 0x5a, (n + 2 * FENCE) * sizeof(float));
+    f.values = f.all + FENCE;
+    return f;
+}
+static void fenced_check_and_free(fenced *f) {
+    for (size_t i = 0; i < FENCE * sizeof(float); i++) {
+        assert_int_equal(((unsigned char *)f->all)[i], 0x5a);
+        assert_int_equal(((unsigned char *)(f->values + f->n))[i], 0x5a);
+    }
+    nib_free_aligned(f->all);
+}
+
+/* Calls fn once per level that runs here, with that level in force. */
+static void each_level(void (*fn)(void)) {
+    for (unsigned i = 0; nib_cpu_level_name(i); i++) {
+        if (!nib_cpu_level_runs(i)) {
+            print_message("skipped: level %s does not run here\n", nib_cpu_level_name(i));
+            continue;
+        }
+        assert_int_equal(nib_cpu_force_level(nib_cpu_level_name(i), NULL), NIB_OK);
+        random_state = 1;
+        fn();
+    }
+}
+
+static const nib_row_kernels *row_kernels(void) {
+#define LEVEL(name, needs) &nib_row_kernels_##name,
+    static const nib_row_kernels *const levels[] = {
+#include "cpu/levels.def"
+    };
+#undef LEVEL
+    return levels[nib_cpu_level_index()];
+}
+
+/* ---- vectors ---------------------------------------------------------------------------------------------------- */
+
+static void check_dp4(void) {
+    static const uint8_t left[] = {255, 0, 255, 1, 128, 127};
+    static const int8_t right[] = {-128, 127, -1, 0, 1, -127};
+    for (int round = 0; round < 200; round++) {
+        uint8_t u[64];
+        int8_t s[64];
+        int32_t acc[16], expected[16];
+        for (int i = 0; i < 64; i++) {
+            u[i] = round < 36 ? left[round / 6] : (uint8_t)random_bits();
+            s[i] = round < 36 ? right[round % 6] : (int8_t)(random_bits() & 255);
+        }
+        for (int i = 0; i < 16; i++) {
+            acc[i] = expected[i] = (int32_t)(random_bits() & 0xffff) - 0x8000;
+            for (int j = 0; j < 4; j++) expected[i] += u[4 * i + j] * s[4 * i + j];
+        }
+        row_kernels()->dp4(acc, u, s);
+        assert_memory_equal(acc, expected, sizeof acc);
+    }
+}
+
+static void check_exp(void) {
+    enum { N = 1000 };
+    float x[N], y[N];
+    for (int i = 0; i < N; i++) y[i] = x[i] = -87 + 175.7f * (float)i / N;
+    row_kernels()->exp(y, N);
+    for (int i = 0; i < N; i++) {
+        const double expected = exp((double)x[i]);
+        assert_true(fabs(y[i] - expected) <= 2 * expected * 0x1p-23);
+    }
+    float odd[] = {-INFINITY, -1000, -104, -100, 0, 89, INFINITY, NAN};
+    row_kernels()->exp(odd, 8);
+    assert_true(odd[0] == 0 && odd[1] == 0 && odd[2] <= 2e-45f);
+    assert_true(fabs(odd[3] - exp(-100)) <= 0x1p-149); /* subnormal */
+    assert_true(odd[4] == 1 && isinf(odd[5]) && isinf(odd[6]) && isnan(odd[7]));
+}
+
+/* ---- rows ------------------------------------------------------------------------------------------------------- */
+
+static void check_norm(void) {
+    static const uint32_t widths[] = {1, 15, 64, 576, 1000};
+    for (size_t w = 0; w < 5; w++) {
+        const uint32_t n = widths[w], n_rows = 3;
+        float *x = random_floats((size_t)n * n_rows, 3), *weight = random_floats(n, 1);
+        fenced out = fenced_new((size_t)n * n_rows);
+        nib_norm_rows(NULL, x, n_rows, n, weight, 1e-5f, out.values);
+        for (uint32_t r = 0; r < n_rows; r++) {
+            double squares = 0;
+            for (uint32_t i = 0; i < n; i++) squares += (double)x[r * n + i] * x[r * n + i];
+            for (uint32_t i = 0; i < n; i++) {
+                const double expected = x[r * n + i] / sqrt(squares / n + 1e-5f) * weight[i];
+                assert_true(fabs(out.values[r * n + i] - expected) <= 3e-7 * fabs(expected));
+            }
+        }
+        fenced_check_and_free(&out);
+        nib_free_aligned(x);
+        nib_free_aligned(weight);
+    }
+}
+
+static void check_elements(void) {
+    const size_t n = 20011;
+    float *gate = random_floats(n, 8), *up = random_floats(n, 2);
+    gate[0] = -200, gate[1] = 200, gate[2] = 0;
+    fenced out = fenced_new(n);
+    nib_swiglu_rows(NULL, gate, up, n, out.values);
+    for (size_t i = 0; i < n; i++) {
+        const double expected = gate[i] / (1 + exp(-(double)gate[i])) * up[i];
+        assert_true(fabs(out.values[i] - expected) <= 1e-6 * fabs(expected) + 1e-37);
+    }
+    memcpy(out.values, gate, n * sizeof *gate);
+    nib_add_rows(NULL, out.values, up, n);
+    for (size_t i = 0; i < n; i++) assert_true(out.values[i] == gate[i] + up[i]);
+    fenced_check_and_free(&out);
+    nib_free_aligned(gate);
+    nib_free_aligned(up);
+}
+
+static void check_rope(void) {
+    enum { TOKENS = 4, HEADS = 3, DIM = 80, PAIRS = 36 };
+    static const uint32_t positions[TOKENS] = {0, 7, 4095, 100000};
+    float inv_freq[PAIRS];
+    for (int i = 0; i < PAIRS; i++) inv_freq[i] = (float)pow(10000, -(double)i / PAIRS);
+    for (int neox = 0; neox < 2; neox++) {
+        const size_t n = TOKENS * HEADS * DIM;
+        float *x = random_floats(n, 1);
+        fenced out = fenced_new(n);
+        memcpy(out.values, x, n * sizeof *x);
+        nib_rope_rows(NULL, out.values, positions, TOKENS, HEADS, DIM, inv_freq, PAIRS, neox);
+        for (size_t h = 0; h < TOKENS * HEADS; h++) {
+            for (size_t i = 0; i < PAIRS; i++) {
+                const size_t a = h * DIM + (neox ? i : 2 * i), b = h * DIM + (neox ? i + PAIRS : 2 * i + 1);
+                const double angle = (double)positions[h / HEADS] * inv_freq[i];
+                assert_true(fabs(out.values[a] - (x[a] * cos(angle) - x[b] * sin(angle))) < 1e-6);
+                assert_true(fabs(out.values[b] - (x[a] * sin(angle) + x[b] * cos(angle))) < 1e-6);
+            }
+            for (size_t i = 2 * PAIRS; i < DIM; i++) assert_true(out.values[h * DIM + i] == x[h * DIM + i]);
+        }
+        fenced_check_and_free(&out);
+        nib_free_aligned(x);
+    }
+}
+
+static double log_sum_of(const float *x, uint32_t n) {
+    double most = -INFINITY, sum = 0;
+    for (uint32_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
+    for (uint32_t i = 0; i < n; i++) sum += exp(x[i] - most);
+    return most + log(sum);
+}
+
+static void check_logits(void) {
+    static const uint32_t sizes[] = {1, 15, 16, 1000, 50001};
+    for (size_t s = 0; s < 5; s++) {
+        const uint32_t n = sizes[s];
+        float *base = random_floats(n, 4), *test = random_floats(n, 4);
+        for (uint32_t i = 0; i < n; i++) test[i] = base[i] + 0.1f * test[i];
+        if (n > 20) {
+            base[17] = base[5] = 30; /* first of equals */
+            base[3] = test[3] = -INFINITY;
+            base[4] = -INFINITY;
+        }
+        const nib_row_norm p = nib_row_norm_of(base, n), q = nib_row_norm_of(test, n);
+        const double base_sum = log_sum_of(base, n), test_sum = log_sum_of(test, n);
+        assert_true(fabs(p.max + p.log_sum - base_sum) < 1e-7);
+        assert_true(n <= 20 || p.argmax == 5);
+        assert_true(base[p.argmax] == p.max);
+        double expected = 0;
+        for (uint32_t i = 0; i < n; i++)
+            if (base[i] > -INFINITY) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);
+        const double kld = nib_row_kld(base, &p, test, &q, n);
+        assert_true(fabs(kld - expected) < 1e-7 + 1e-6 * expected);
+        assert_true(nib_row_kld(base, &p, base, &p, n) == 0);
+        nib_free_aligned(base);
+        nib_free_aligned(test);
+    }
+    const float none[] = {-INFINITY, -INFINITY};
+    const nib_row_norm norm = nib_row_norm_of(none, 2);
+    assert_true(norm.argmax == 0 && nib_row_kld(none, &norm, none, &norm, 2) == 0);
+}
+
+/* ---- linear ----------------------------------------------------------------------------------------------------- */
+
+/* What the deployed path makes of activations, as plainly as it can be said. */
+static void round_activations(nib_activation kind, float *x, size_t n) {
+    const size_t length = kind == NIB_ACT_Q8_256 ? 256 : 32;
+    for (size_t i = 0; i < n; i++) {
+        if (kind == NIB_ACT_F16) x[i] = nib_f16_to_f32(nib_f32_to_f16(x[i]));
+        if (kind == NIB_ACT_BF16) x[i] = nib_bf16_to_f32(nib_f32_to_bf16(x[i]));
+    }
+    if (kind != NIB_ACT_Q8_32 && kind != NIB_ACT_Q8_256) return;
+    for (size_t first = 0; first < n; first += length) {
+        const size_t end = first + length < n ? first + length : n;
+        float extreme = 0;
+        for (size_t i = first; i < end; i++)
+            if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
+        const float scale = kind == NIB_ACT_Q8_32 ? fabsf(extreme) / 127 : 1 / (-127 / extreme);
+        const float factor = kind == NIB_ACT_Q8_32 ? 1 / scale : -127 / extreme;
+        for (size_t i = first; i < end; i++) x[i] = extreme == 0 ? 0 : rintf(x[i] * factor) * scale;
+    }
+}
+
+typedef struct matrix {
+    nib_matrix matrix;
+    void *bytes;
+    float *decoded; /* (n_rows, n_cols) */
+} matrix;
+
+static matrix matrix_new(const nib_format *format, uint32_t n_cols, uint32_t n_rows) {
+    const size_t row_bytes = nib_format_row_bytes(format, n_cols);
+    matrix m = {.bytes = nib_alloc_aligned(row_bytes * n_rows + 1),
+                .decoded = nib_alloc_aligned((size_t)n_cols * n_rows * sizeof(float))};
+    assert_true(m.bytes && m.decoded);
+    char *data = (char *)m.bytes + (nib_format_facts_of(format)->block > 1); /* blocks lie at any address */
+    float *row = random_floats(n_cols, 1);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        for (uint32_t i = 0; i < n_cols; i++) row[i] = random_float() * 0.1f + (r % 3 == 0 ? 0.05f : 0);
+        assert_int_equal(nib_format_encode(format, data + r * row_bytes, row, n_cols, NULL), NIB_VERDICT_OK);
+        nib_format_decode(format, m.decoded + (size_t)r * n_cols, data + r * row_bytes, n_cols);
+    }
+    nib_free_aligned(row);
+    m.matrix = (nib_matrix){format, data, n_cols, n_rows};
+    return m;
+}
+static void matrix_free(matrix *m) {
+    nib_free_aligned(m->bytes);
+    nib_free_aligned(m->decoded);
+}
+
+/* Products of one input with n matrices; every output compared with the double sum of its terms. */
+static void check_products(nib_pool *pool, nib_path path, const matrix *matrices, uint32_t n, uint32_t n_tokens) {
+    const uint32_t n_cols = matrices[0].matrix.n_cols;
+    float *x = random_floats((size_t)n_tokens * n_cols, 1), *bias = random_floats(4096, 1);
+    float *rounded = nib_alloc_aligned((size_t)n_tokens * n_cols * sizeof *x);
+    void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(n_cols, n_tokens, nib_pool_size(pool)));
+    nib_product products[4];
+    fenced out[4];
+    assert_true(n <= 4 && scratch && rounded);
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = fenced_new((size_t)n_tokens * matrices[i].matrix.n_rows);
+        products[i] = (nib_product){matrices[i].matrix, i % 2 ? NULL : bias, out[i].values};
+    }
+    nib_linear(pool, path, x, n_tokens, products, n, scratch);
+    for (uint32_t i = 0; i < n; i++) {
+        const nib_format *format = nib_format_fast(matrices[i].matrix.format);
+        const bool plain = format->facts.kind == NIB_CLASS_SCALED && !format->unpack;
+        const uint32_t n_rows = matrices[i].matrix.n_rows;
+        memcpy(rounded, x, (size_t)n_tokens * n_cols * sizeof *x);
+        for (uint32_t t = 0; t < n_tokens && path == NIB_PATH_DEPLOYED && !plain; t++)
+            round_activations(format->activation, rounded + (size_t)t * n_cols, n_cols);
+        for (uint32_t t = 0; t < n_tokens; t++)
+            for (uint32_t r = 0; r < n_rows; r++) {
+                const float *w = matrices[i].decoded + (size_t)r * n_cols, *a = rounded + (size_t)t * n_cols;
+                double sum = products[i].bias ? bias[r] : 0, terms = fabs(sum), most = 0;
+                for (uint32_t k = 0; k < n_cols; k++) most = fabs(w[k]) > most ? fabs(w[k]) : most;
+                for (uint32_t k = 0; k < n_cols; k++) {
+                    sum += (double)w[k] * a[k];
+                    terms += (fabs(w[k]) + most) * fabs(a[k]);
+                }
+                const double got = out[i].values[(size_t)t * n_rows + r];
+                if (!(fabs(got - sum) <= 1e-6 * terms))
+                    fail_msg("%s %s: %u tokens, %u x %u: row %u token %u: %.9g, expected %.9g", nib_cpu_level(),
+                             format->facts.name, n_tokens, n_rows, n_cols, r, t, got, sum);
+            }
+        fenced_check_and_free(&out[i]);
+    }
+    nib_free_aligned(x);
+    nib_free_aligned(bias);
+    nib_free_aligned(rounded);
+    nib_free_aligned(scratch);
+}
+
+static void check_formats(void) {
+    static const uint32_t tokens[] = {1, 2, 5, 6, 13};
+    for (unsigned i = 0; nib_format_at(i); i++) {
+        const nib_format *format = nib_format_at(i);
+        const nib_format_facts *facts = nib_format_facts_of(format);
+        if (!facts->can_encode) continue;
+        const uint32_t odd = facts->block == 1 ? 173 : facts->block * (facts->block < 128 ? 5 : 3);
+        matrix wide = matrix_new(format, odd, 37),
+               short_one = matrix_new(format, facts->block > 64 ? facts->block : 64, 1);
+        for (size_t t = 0; t < 5; t++) {
+            check_products(NULL, NIB_PATH_DEPLOYED, &wide, 1, tokens[t]);
+            check_products(NULL, NIB_PATH_DEPLOYED, &short_one, 1, tokens[t]);
+        }
+        check_products(NULL, NIB_PATH_EXACT, &wide, 1, 3);
+        check_products(NULL, NIB_PATH_EXACT, &wide, 1, 7);
+        matrix_free(&wide);
+        matrix_free(&short_one);
+    }
+}
+
+/* Several formats behind one input, and more tokens than one piece takes. */
+static void check_groups(void) {
+    static const char *const names[] = {"q4_0", "f32", "q6_k", "bf16"};
+    matrix matrices[4];
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_non_null(nib_format_find(names[i]));
+        matrices[i] = matrix_new(nib_format_find(names[i]), 512, 32 + 9 * i);
+    }
+    check_products(NULL, NIB_PATH_DEPLOYED, matrices, 4, 1);
+    check_products(NULL, NIB_PATH_DEPLOYED, matrices, 4, 8);
+    check_products(NULL, NIB_PATH_DEPLOYED, matrices, 4, 523);
+    for (uint32_t i = 0; i < 4; i++) matrix_free(&matrices[i]);
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+static float as_cached(nib_path path, float x) {
+    return path == NIB_PATH_EXACT ? x : nib_f16_to_f32(nib_f32_to_f16(x));
+}
+
+/* Two sequences in one batch, then a second batch that continues both (one of them by a single token). */
+static void check_attention_of(nib_pool *pool, nib_path path, uint32_t n_head, uint32_t n_head_kv, uint32_t dim,
+                               float *keep) {
+    enum { SEQS = 2, CTX = 150 };
+    static const nib_attend_segment batches[2][SEQS] = {{{0, 0, 70, 0}, {1, 70, 33, 0}},
+                                                        {{1, 0, 1, 33}, {0, 1, 75, 70}}};
+    static const uint32_t lengths[2] = {103, 76};
+    const float scale = 1 / sqrtf((float)dim);
+    const size_t kv_bytes = nib_kv_bytes(path, SEQS, CTX, n_head_kv, dim), kv_width = (size_t)n_head_kv * dim;
+    nib_kv_layer kv = {nib_alloc_aligned(kv_bytes), nib_alloc_aligned(kv_bytes), CTX, n_head_kv, dim};
+    void *scratch = nib_alloc_aligned(nib_attend_scratch_bytes(CTX, dim, nib_pool_size(pool)));
+    float *keys = nib_alloc_aligned(SEQS * CTX * kv_width * 4), *values = nib_alloc_aligned(SEQS * CTX * kv_width * 4);
+    assert_true(kv.keys && kv.values && scratch && keys && values);
+    memset(kv.keys, 0xff, kv_bytes); /* NaN: what was never stored must not be read into a result */
+    memset(kv.values, 0xff, kv_bytes);
+    for (int b = 0; b < 2; b++) {
+        const uint32_t n_tokens = lengths[b];
+        float *q = random_floats((size_t)n_tokens * n_head * dim, 2);
+        float *k = random_floats(n_tokens * kv_width, 2), *v = random_floats(n_tokens * kv_width, 1);
+        for (int s = 0; s < SEQS; s++)
+            for (uint32_t i = 0; i < batches[b][s].n; i++) {
+                const nib_attend_segment *g = &batches[b][s];
+                const size_t to = ((size_t)g->seq * CTX + g->pos + i) * kv_width, from = (g->first + i) * kv_width;
+                memcpy(keys + to, k + from, kv_width * 4);
+                memcpy(values + to, v + from, kv_width * 4);
+            }
+        fenced out = fenced_new((size_t)n_tokens * n_head * dim);
+        nib_kv_store(pool, path, &kv, batches[b], SEQS, k, v);
+        nib_attend(pool, path, &kv, batches[b], SEQS, q, n_head, scale, out.values, scratch);
+        for (int s = 0; s < SEQS; s++)
+            for (uint32_t i = 0; i < batches[b][s].n; i++)
+                for (uint32_t h = 0; h < n_head; h++) {
+                    const nib_attend_segment *g = &batches[b][s];
+                    const size_t at = ((size_t)(g->first + i) * n_head + h) * dim;
+                    const float *key = keys + (size_t)g->seq * CTX * kv_width + h / (n_head / n_head_kv) * dim;
+                    const float *value = values + (key - keys);
+                    double score[CTX], most = -INFINITY, total = 0;
+                    for (uint32_t j = 0; j <= g->pos + i; j++) {
+                        score[j] = 0;
+                        for (uint32_t d = 0; d < dim; d++)
+                            score[j] += (double)as_cached(path, q[at + d]) * as_cached(path, key[j * kv_width + d]);
+                        score[j] *= scale;
+                        most = score[j] > most ? score[j] : most;
+                    }
+                    for (uint32_t j = 0; j <= g->pos + i; j++) total += score[j] = exp(score[j] - most);
+                    for (uint32_t d = 0; d < dim; d++) {
+                        double sum = 0;
+                        for (uint32_t j = 0; j <= g->pos + i; j++)
+                            sum += score[j] / total * as_cached(path, value[j * kv_width + d]);
+                        assert_true(fabs(out.values[at + d] - sum) < 1e-5);
+                    }
+                }
+        if (keep && b == 1) memcpy(keep, out.values, out.n * sizeof(float));
+        fenced_check_and_free(&out);
+        nib_free_aligned(q);
+        nib_free_aligned(k);
+        nib_free_aligned(v);
+    }
+    nib_free_aligned(kv.keys);
+    nib_free_aligned(kv.values);
+    nib_free_aligned(scratch);
+    nib_free_aligned(keys);
+    nib_free_aligned(values);
+}
+
+static void check_attention(void) {
+    for (int path = 0; path < 2; path++) {
+        check_attention_of(NULL, (nib_path)path, 4, 4, 64, NULL);
+        check_attention_of(NULL, (nib_path)path, 6, 2, 40, NULL);
+        check_attention_of(NULL, (nib_path)path, 50, 1, 36, NULL);
+    }
+}
+
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
+
+static void check_threads(void) {
+    static const unsigned counts[] = {1, 2, 5};
+    static const char *const names[] = {"q4_k", "q5_0", "f16"};
+    enum { ROWS = 100, TOKENS = 13, COLS = 512 };
+    float *first[3] = {0}, *first_attention = NULL;
+    for (size_t c = 0; c < 3; c++) {
+        nib_pool *pool = NULL;
+        assert_int_equal(nib_pool_new(counts[c], &pool, NULL), NIB_OK);
+        random_state = 7;
+        for (size_t f = 0; f < 3; f++) {
+            matrix m = matrix_new(nib_format_find(names[f]), COLS, ROWS);
+            float *x = random_floats(TOKENS * COLS, 1), *out = nib_alloc_aligned(2 * TOKENS * ROWS * sizeof *out);
+            void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(COLS, TOKENS, counts[c]));
+            assert_true(out && scratch);
+            nib_product product = {m.matrix, NULL, out};
+            nib_linear(pool, NIB_PATH_DEPLOYED, x, TOKENS, &product, 1, scratch);
+            product.out += TOKENS * ROWS;
+            nib_linear(pool, NIB_PATH_DEPLOYED, x, 3, &product, 1, scratch);
+            if (first[f])
+                assert_memory_equal(out, first[f], 2 * TOKENS * ROWS * sizeof *out);
+            else
+                first[f] = out;
+            if (out != first[f]) nib_free_aligned(out);
+            nib_free_aligned(x);
+            nib_free_aligned(scratch);
+            matrix_free(&m);
+        }
+        float *attention = nib_alloc_aligned(76 * 6 * 40 * sizeof *attention);
+        assert_non_null(attention);
+        check_attention_of(pool, NIB_PATH_DEPLOYED, 6, 2, 40, attention);
+        if (first_attention) {
+            assert_memory_equal(attention, first_attention, 76 * 6 * 40 * sizeof *attention);
+            nib_free_aligned(attention);
+        } else {
+            first_attention = attention;
+        }
+        nib_pool_free(pool);
+    }
+    for (size_t f = 0; f < 3; f++) nib_free_aligned(first[f]);
+    nib_free_aligned(first_attention);
+}
+
+static void check_embedding(void) {
+    matrix m = matrix_new(nib_format_find("q8_0"), 96, 11);
+    static const int32_t ids[] = {10, 0, 3, 3};
+    fenced out = fenced_new(4 * 96);
+    nib_embed_rows(NULL, &m.matrix, ids, 4, out.values);
+    for (int i = 0; i < 4; i++) assert_memory_equal(out.values + 96 * i, m.decoded + 96 * ids[i], 96 * sizeof(float));
+    fenced_check_and_free(&out);
+    matrix_free(&m);
+}
+
+#define ON_EACH_LEVEL(name)                 \
+    static void test_##name(void **state) { \
+        (void)state;                        \
+        each_level(check_##name);           \
+    }
+ON_EACH_LEVEL(dp4)
+ON_EACH_LEVEL(exp)
+ON_EACH_LEVEL(norm)
+ON_EACH_LEVEL(elements)
+ON_EACH_LEVEL(rope)
+ON_EACH_LEVEL(logits)
+ON_EACH_LEVEL(embedding)
+ON_EACH_LEVEL(formats)
+ON_EACH_LEVEL(groups)
+ON_EACH_LEVEL(attention)
+ON_EACH_LEVEL(threads)
+
+static void test_levels(void **state) {
+    (void)state;
+    nib_error error;
+    assert_string_equal(nib_cpu_level_name(0), "portable");
+    assert_true(nib_cpu_level_runs(0));
+    assert_int_equal(nib_cpu_force_level("no such level", &error), NIB_ERR_USAGE);
+    assert_non_null(strstr(error.hint, "portable"));
+    for (unsigned i = 0; nib_cpu_level_name(i); i++)
+        assert_int_equal(nib_cpu_force_level(nib_cpu_level_name(i), &error),
+                         nib_cpu_level_runs(i) ? NIB_OK : NIB_ERR_UNSUPPORTED);
+    assert_true(nib_cpu_cores() >= 1);
+    assert_true(strlen(nib_cpu_name()) > 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_levels), cmocka_unit_test(test_dp4),       cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_norm),   cmocka_unit_test(test_elements),  cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_logits), cmocka_unit_test(test_embedding), cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_groups), cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -205,15 +205,15 @@ nib_status nib_cli_check_output(const char *path, bool force, const char *const 
 nib_status nib_cli_read_file(const char *path, char **text, size_t *n_bytes, nib_error *error);
 
 /* Output that appears under its name only when complete. "-" is stdout. */
-typedef struct nib_output {
+typedef struct nib_cli_output {
     FILE *stream;
     const char *path;
     char *partial; /* NULL for stdout */
-} nib_output;
-nib_status nib_output_open(nib_output *output, const char *path, nib_error *error);
-nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error);
-nib_status nib_output_commit(nib_output *output, nib_error *error);
-void nib_output_discard(nib_output *output);
+} nib_cli_output;
+nib_status nib_cli_output_open(nib_cli_output *output, const char *path, nib_error *error);
+nib_status nib_cli_output_write(nib_cli_output *output, const void *data, size_t n_bytes, nib_error *error);
+nib_status nib_cli_output_commit(nib_cli_output *output, nib_error *error);
+void nib_cli_output_discard(nib_cli_output *output);
 
 /* Appends the decimal ids of a text, separated by white space; name: where the text is from.
  * NIB_ERR_CORRUPT with the position of what is not an id below n_vocab. */

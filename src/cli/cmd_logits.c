@@ -14,14 +14,14 @@ typedef struct buffers {
 } buffers;
 
 static nib_status run_piece(nib_session *session, const nib_model_facts *facts, const nib_ids *ids, uint32_t first,
-                            uint32_t n, buffers *b, nib_output *output, nib_error *error) {
+                            uint32_t n, buffers *b, nib_cli_output *output, nib_error *error) {
     nib_segment segment = {.pos = first, .n = n, .ids = ids->ids + first};
     nib_status status = nib_session_run(session, &segment, 1, b->hidden, error);
     for (uint32_t row = 0; row < n && !status; row += ROWS_HEAD) {
         uint32_t n_rows = n - row < ROWS_HEAD ? n - row : ROWS_HEAD;
         status = nib_session_head(session, b->hidden + (size_t)row * facts->n_embd, n_rows, b->logits, error);
         if (!status)
-            status = nib_output_write(output, b->logits, (size_t)n_rows * facts->n_vocab * sizeof(float), error);
+            status = nib_cli_output_write(output, b->logits, (size_t)n_rows * facts->n_vocab * sizeof(float), error);
         if (!status && nib_console_interrupted())
             status = nib_cli_fail(error, NIB_ERR_INTERRUPTED, NULL, "interrupted");
     }
@@ -34,7 +34,7 @@ static nib_status write_all(nib_cli *cli, const nib_model *model, const nib_ids 
     uint32_t n = (uint32_t)ids->n;
     nib_session_params params = {.n_ctx = n, .n_batch = ROWS_RUN, .exact = nib_cli_switch(cli, "exact")};
     nib_session *session = NULL;
-    nib_output output = {0};
+    nib_cli_output output = {0};
     double began = nib_now();
     buffers b = {
         .hidden = calloc((size_t)ROWS_RUN * facts->n_embd, sizeof(float)),
@@ -42,7 +42,7 @@ static nib_status write_all(nib_cli *cli, const nib_model *model, const nib_ids 
     };
     nib_status status = b.hidden && b.logits ? NIB_OK : nib_cli_no_memory(error);
     if (!status) status = nib_session_new(model, cli->pool, &params, &session, error);
-    if (!status) status = nib_output_open(&output, path, error);
+    if (!status) status = nib_cli_output_open(&output, path, error);
     for (uint32_t done = 0; done < n && !status;) {
         uint32_t piece = n - done < ROWS_RUN ? n - done : ROWS_RUN;
         status = run_piece(session, facts, ids, done, piece, &b, &output, error);
@@ -51,8 +51,8 @@ static nib_status write_all(nib_cli *cli, const nib_model *model, const nib_ids 
         nib_progress progress = {"logits", done, n, seconds, seconds / done * (n - done)};
         nib_console_progress(NULL, &progress);
     }
-    if (!status) status = nib_output_commit(&output, error);
-    if (status) nib_output_discard(&output);
+    if (!status) status = nib_cli_output_commit(&output, error);
+    if (status) nib_cli_output_discard(&output);
     nib_console_erase_progress();
     nib_session_free(session);
     free(b.hidden);

@@ -122,8 +122,8 @@ fail:
     return status;
 }
 
-nib_status nib_output_open(nib_output *output, const char *path, nib_error *error) {
-    *output = (nib_output){.path = path};
+nib_status nib_cli_output_open(nib_cli_output *output, const char *path, nib_error *error) {
+    *output = (nib_cli_output){.path = path};
     if (strcmp(path, "-") == 0) {
         output->stream = stdout;
         return NIB_OK;
@@ -141,13 +141,13 @@ nib_status nib_output_open(nib_output *output, const char *path, nib_error *erro
     return status;
 }
 
-nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error) {
+nib_status nib_cli_output_write(nib_cli_output *output, const void *data, size_t n_bytes, nib_error *error) {
     if (fwrite(data, 1, n_bytes, output->stream) == n_bytes) return NIB_OK;
     /* On stdout a reader that went away is found, and forgiven, when the program ends. */
     return io_error(error, "cannot write", output->partial ? output->path : "standard output", "free some space");
 }
 
-nib_status nib_output_commit(nib_output *output, nib_error *error) {
+nib_status nib_cli_output_commit(nib_cli_output *output, nib_error *error) {
     nib_status status = NIB_OK;
     if (!output->partial) return NIB_OK;
     bool failed = fflush(output->stream) != 0 || fsync(fileno(output->stream)) != 0;
@@ -163,12 +163,12 @@ nib_status nib_output_commit(nib_output *output, nib_error *error) {
     return status;
 }
 
-void nib_output_discard(nib_output *output) {
+void nib_cli_output_discard(nib_cli_output *output) {
     if (!output->partial) return;
     if (output->stream) fclose(output->stream);
     unlink(output->partial);
     free(output->partial);
-    *output = (nib_output){0};
+    *output = (nib_cli_output){0};
 }
 
 /* ---- JSON documents ----------------------------------------------------------------------------------------------------- */
@@ -185,7 +185,7 @@ nib_json *nib_cli_json_begin(nib_cli *cli, const char *name, nib_error *error) {
 nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error) {
     const char *text = NULL;
     size_t n_bytes = 0;
-    nib_output output = {0};
+    nib_cli_output output = {0};
     nib_json_end_object(json);
     nib_status status = nib_json_text(json, &text, &n_bytes, error);
     if (!status && cli->json) {
@@ -193,11 +193,11 @@ nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error) {
         printf("%s\n", text);
     }
     if (!status && cli->document_output) {
-        status = nib_output_open(&output, nib_cli_text(cli, "output"), error);
-        if (!status) status = nib_output_write(&output, text, n_bytes, error);
-        if (!status) status = nib_output_write(&output, "\n", 1, error);
-        if (!status) status = nib_output_commit(&output, error);
-        if (status) nib_output_discard(&output);
+        status = nib_cli_output_open(&output, nib_cli_text(cli, "output"), error);
+        if (!status) status = nib_cli_output_write(&output, text, n_bytes, error);
+        if (!status) status = nib_cli_output_write(&output, "\n", 1, error);
+        if (!status) status = nib_cli_output_commit(&output, error);
+        if (status) nib_cli_output_discard(&output);
     }
     nib_json_free(json);
     return status;

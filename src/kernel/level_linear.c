@@ -11,7 +11,7 @@
 #include "kernel/level.h"
 #include "kernel/tile.h"
 
-enum { K = NIB_PANEL_K, ROWS = NIB_PANEL_ROWS, TOKENS = NIB_TILE_TOKENS };
+enum { K = NIB_PANEL_K, ROWS = NIB_PANEL_ROWS, TOKENS = NIB_TILE_TOKENS, GEMV_AHEAD = 8 };
 
 /* Integer tiles need two sets of sums, so fewer columns fit the registers of the lower levels. */
 #if defined(NIB_VEC_512)
@@ -50,13 +50,15 @@ static int32_t round_codes(const float *x, vf factor, int8_t *code) {
     return sum;
 }
 
+/* NaN if any of the values is not finite: the products will say so, instead of making a number up. */
 static float largest_magnitude(const float *x, size_t n) {
-    vf most = vf_zero();
+    vf most = vf_zero(), poison = vf_zero();
     for (size_t i = 0; i < n; i += 16) {
         const vf v = vf_load(x + i);
-        most = vf_max(most, vf_max(vf_sub(vf_zero(), v), v)); /* a NaN stays */
+        most = vf_max(most, vf_max(vf_sub(vf_zero(), v), v));
+        poison = vf_fma(v, vf_zero(), poison);
     }
-    return vf_largest(most);
+    return vf_largest(most) + vf_sum(poison);
 }
 
 /* The value of largest magnitude, with its sign; the first of equals. */
@@ -237,6 +239,22 @@ static const char *columns_at(const nib_linear_task *task, size_t row, size_t k)
            k / task->format->facts.block * task->format->facts.bytes;
 }
 
+/* n columns of a row as floats. Half precision has an instruction that loops over the format's decode cannot use. */
+static void decode_columns(const nib_linear_task *task, size_t row, size_t k, size_t n, float *out) {
+    const nib_format *format = task->format;
+    const char *src = columns_at(task, row, k);
+    if (format->activation != NIB_ACT_F16 || format->facts.block != 1 || format->facts.bytes != 2) {
+        format->decode(format, out, src, n);
+        return;
+    }
+    uint16_t halves[16];
+    for (size_t i = 0; i < n; i += 16) {
+        memcpy(halves, src + 2 * i, n - i < 16 ? 2 * (n - i) : sizeof halves);
+        if (n - i < 16) memset(halves + (n - i), 0, 2 * (16 - (n - i)));
+        vf_store(out + i, vf_from_f16(halves)); /* rows of K floats have room for the last 16 */
+    }
+}
+
 /* src (32, stride words) to dst (n_words, 32). */
 static void transpose_words(const void *src, size_t src_stride, size_t n_words, void *dst) {
     for (size_t i = 0; i < n_words; i += 16)
@@ -270,8 +288,7 @@ static void panel_ints(const nib_linear_task *task, size_t k, size_t n, const ni
 static void panel_floats(const nib_linear_task *task, size_t k, size_t n, const float *tiles,
                          nib_panel_scratch *scratch, float *sums) {
     const size_t tile_floats_each = (size_t)K * TOKENS;
-    for (size_t r = 0; r < task->n_rows; r++)
-        task->format->decode(task->format, scratch->rows.decoded[r], columns_at(task, r, k), n);
+    for (size_t r = 0; r < task->n_rows; r++) decode_columns(task, r, k, n, scratch->rows.decoded[r]);
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n + 15) / 16 * 16, scratch->panel.floats);
     for (size_t i = 0; i < n; i += K / 2)
         for (size_t t = 0; t < task->n_tokens; t += TOKENS)
@@ -336,31 +353,39 @@ static void panel(const nib_linear_task *task, size_t tile_stride, nib_panel_scr
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
-/* One row of codes against n_tokens (a constant at every call) rows of integers. */
-NIB_INLINE void row_ints(const nib_linear_task *task, size_t r, size_t n_tokens, nib_codes *codes, float *result) {
+/* One row of codes against n_tokens (a constant at every call) rows of integers. A few blocks are unpacked before the
+ * first is read: narrow stores read back at once by wide loads would stall. */
+NIB_INLINE void row_ints(const nib_linear_task *task, size_t r, size_t n_tokens, nib_codes codes[GEMV_AHEAD],
+                         float *result) {
     const nib_format *format = task->format;
     const size_t n_blocks = ((size_t)task->n_cols + K - 1) / K;
     const int lanes = (int)format->group / 4;
     vf total[NIB_GEMV_TOKENS];
     NIB_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
-    for (size_t b = 0; b < n_blocks; b++) {
-        const size_t n = task->n_cols - b * K < K ? task->n_cols - b * K : K;
-        if (n < K) memset(codes, 0, sizeof *codes); /* what the last block left must not count */
-        format->unpack(format, codes, columns_at(task, r, b * K), n);
-        const nib_int_row *rows = (const nib_int_row *)task->tiles + b;
-        for (int part = 0; part < 4; part++) {
-            const vi w = vi_load(codes->code + 64 * part);
-            const vf scale = vf_spread(codes->scale, part, lanes);
+    for (size_t first = 0; first < n_blocks; first += GEMV_AHEAD) {
+        const size_t end = first + GEMV_AHEAD < n_blocks ? first + GEMV_AHEAD : n_blocks;
+        for (size_t b = first; b < end; b++) {
+            const size_t n = task->n_cols - b * K < K ? task->n_cols - b * K : K;
+            if (n < K) memset(&codes[b - first], 0, sizeof *codes); /* what an earlier block left must not count */
+            format->unpack(format, &codes[b - first], columns_at(task, r, b * K), n);
+        }
+        for (size_t b = first; b < end; b++) {
+            const nib_codes *block = &codes[b - first];
+            const nib_int_row *rows = (const nib_int_row *)task->tiles + b;
+            for (int part = 0; part < 4; part++) {
+                const vi w = vi_load(block->code + 64 * part);
+                const vf scale = vf_spread(block->scale, part, lanes);
+                NIB_UNROLL for (size_t t = 0; t < n_tokens; t++) {
+                    const nib_int_row *row = rows + t * n_blocks;
+                    const vi dot = vi_dp4(vi_splat(0), w, vi_load(row->code + 64 * part));
+                    total[t] = vf_fma(vi_to_f(dot), vf_mul(scale, vf_spread(row->scale, part, 8)), total[t]);
+                }
+            }
+            const vf minus_min = vf_sub(vf_zero(), vf_load(block->min));
             NIB_UNROLL for (size_t t = 0; t < n_tokens; t++) {
                 const nib_int_row *row = rows + t * n_blocks;
-                const vi dot = vi_dp4(vi_splat(0), w, vi_load(row->code + 64 * part));
-                total[t] = vf_fma(vi_to_f(dot), vf_mul(scale, vf_spread(row->scale, part, 8)), total[t]);
+                total[t] = vf_fma(minus_min, vf_load(lanes == 8 ? row->sum32 : row->sum16), total[t]);
             }
-        }
-        const vf minus_min = vf_sub(vf_zero(), vf_load(codes->min));
-        NIB_UNROLL for (size_t t = 0; t < n_tokens; t++) {
-            const nib_int_row *row = rows + t * n_blocks;
-            total[t] = vf_fma(minus_min, vf_load(lanes == 8 ? row->sum32 : row->sum16), total[t]);
         }
     }
     NIB_UNROLL for (size_t t = 0; t < n_tokens; t++) result[t] = vf_sum(total[t]);
@@ -373,7 +398,7 @@ NIB_INLINE void row_floats(const nib_linear_task *task, size_t r, size_t n_token
     for (size_t k = 0; k < task->n_cols; k += K) {
         const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
         if (n < K) memset(decoded, 0, K * sizeof *decoded);
-        task->format->decode(task->format, decoded, columns_at(task, r, k), n);
+        decode_columns(task, r, k, n, decoded);
         const float *x = (const float *)task->tiles + k;
         for (size_t i = 0; i < K; i += 32) {
             const vf w0 = vf_load(decoded + i), w1 = vf_load(decoded + i + 16);
@@ -387,13 +412,13 @@ NIB_INLINE void row_floats(const nib_linear_task *task, size_t r, size_t n_token
 }
 
 NIB_INLINE void rows_of(const nib_linear_task *task, size_t n_tokens, nib_panel_scratch *scratch) {
-    memset(&scratch->rows.codes[0], 0, sizeof scratch->rows.codes[0]);
+    memset(scratch->rows.codes, 0, GEMV_AHEAD * sizeof *scratch->rows.codes);
     for (size_t r = 0; r < task->n_rows; r++) {
         float result[NIB_GEMV_TOKENS];
         if (task->route == NIB_ROUTE_F32)
             row_floats(task, r, n_tokens, scratch->rows.decoded[0], result);
         else
-            row_ints(task, r, n_tokens, &scratch->rows.codes[0], result);
+            row_ints(task, r, n_tokens, scratch->rows.codes, result);
         for (size_t t = 0; t < n_tokens; t++)
             task->out[t * task->out_stride + r] = result[t] + (task->bias ? task->bias[r] : 0);
     }

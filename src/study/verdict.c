@@ -176,6 +176,7 @@ static void say_cliff(nib_study *study, const uint32_t *order) {
             "Talking to it shows the same: %u of its %u answers ran in circles or came out empty (original: %u).\n",
             broken, n, before);
     else if (2 * same < n)
+        /* %.0u prints nothing for 0 */
         say(study, "Talking to it shows the same: %s%.0u of its %u answers %s what the original says.\n",
             same == 0 ? "none" : "", same, n, same <= 1 ? "is" : "are");
     if (over->has_choice && answers_worse(over))

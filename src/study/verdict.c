@@ -141,10 +141,10 @@ static void say_cliff(nib_study *study, const uint32_t *order) {
     if (study->cliff < 0) {
         const nib_eval_model *last = &study->eval.models[order[study->n_levels - 1]];
         say(study,
-            "No cliff: even the smallest level, %s at %.2f bits per weight, picks the same next token as the original "
+            "No cliff: %s%s at %.2f bits per weight, picks the same next token as the original "
             "for %s of the tokens (KL divergence %s).\n",
-            last->format, last->bpw, nib_text_of_percent(percent, last->same_top),
-            nib_text_of_number(number, last->kld.mean));
+            study->n_levels > 1 ? "even the smallest level, " : "", last->format, last->bpw,
+            nib_text_of_percent(percent, last->same_top), nib_text_of_number(number, last->kld.mean));
         return;
     }
     const nib_eval_model *over = &study->eval.models[study->cliff];

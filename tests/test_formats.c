@@ -7,6 +7,7 @@
 #include "cpu/cpu.h"
 #include "format/format.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <xxhash.h>
 

@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "quant/recipe.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
 

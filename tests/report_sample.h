@@ -17,9 +17,12 @@ typedef struct sample_level {
 } sample_level;
 
 static const sample_level sample_levels[] = {
-    {"q8_0", 6276384, 1.543745, 0.000044, 0.99395, 0.94, 410},  {"q6_k", 4879648, 1.544127, 0.00027, 0.9839, 0.94, 480},
-    {"q4_k_m", 3781408, 1.546784, 0.001461, 0.97413, 0.94, 560}, {"q4_1", 3958048, 1.547899, 0.002011, 0.96828, 0.937, 575},
-    {"q4_0", 3663136, 1.547953, 0.00271, 0.96546, 0.937, 600},  {"q3_k_m", 3279648, 1.550511, 0.004388, 0.96133, 0.937, 570},
+    {"q8_0", 6276384, 1.543745, 0.000044, 0.99395, 0.94, 410},
+    {"q6_k", 4879648, 1.544127, 0.00027, 0.9839, 0.94, 480},
+    {"q4_k_m", 3781408, 1.546784, 0.001461, 0.97413, 0.94, 560},
+    {"q4_1", 3958048, 1.547899, 0.002011, 0.96828, 0.937, 575},
+    {"q4_0", 3663136, 1.547953, 0.00271, 0.96546, 0.937, 600},
+    {"q3_k_m", 3279648, 1.550511, 0.004388, 0.96133, 0.937, 570},
     {"q2_k", 2041120, 2.526296, 0.491446, 0.78376, 0.80, 590},
 };
 
@@ -73,10 +76,8 @@ static void sample_model(nib_eval_model *model, const sample_level *level, bool 
     if (is_reference) return;
     model->kld_tokens = malloc(SAMPLE_SCORED * sizeof *model->kld_tokens);
     double sum = 0;
-    for (int i = 0; i < SAMPLE_SCORED; i++)
-        sum += model->kld_tokens[i] = (float)exp(2 * sample_normal());
-    for (int i = 0; i < SAMPLE_SCORED; i++)
-        model->kld_tokens[i] *= (float)(level->kld * SAMPLE_SCORED / sum);
+    for (int i = 0; i < SAMPLE_SCORED; i++) sum += model->kld_tokens[i] = (float)exp(2 * sample_normal());
+    for (int i = 0; i < SAMPLE_SCORED; i++) model->kld_tokens[i] *= (float)(level->kld * SAMPLE_SCORED / sum);
     model->kld.mean = level->kld;
     model->kld.err = level->kld / 30;
     model->kld.median = level->kld / 8;
@@ -120,11 +121,11 @@ static void sample_talk(nib_study *study) {
         for (uint32_t i = 0; i < n; i++) {
             nib_try *try = &study->talk[p * n + i];
             const bool broken = i == n - 1;
-            try->text = strdup(p == 2     ? "<think>" SAMPLE_HOSTILE "</think>\n\n" SAMPLE_HOSTILE
-                               : broken   ? "The capital of the capital of the capital of the capital of the"
-                               : p == 1   ? " 4\n1"
-                               : i == 4   ? "London."
-                                          : "The capital of England is London.");
+            try->text = strdup(p == 2   ? "<think>" SAMPLE_HOSTILE "</think>\n\n" SAMPLE_HOSTILE
+                               : broken ? "The capital of the capital of the capital of the capital of the"
+                               : p == 1 ? " 4\n1"
+                               : i == 4 ? "London."
+                                        : "The capital of England is London.");
             try->n_tokens = 7;
             try->stop = broken ? NIB_STOP_LOOP : p == 1 ? NIB_STOP_LIMIT : NIB_STOP_EOS;
         }

@@ -339,6 +339,25 @@ static void check_groups(void) {
     for (uint32_t i = 0; i < 4; i++) matrix_free(&matrices[i]);
 }
 
+/* A broken activation must show in the result, not be rounded to a number. */
+static void check_not_finite(void) {
+    static const char *const names[] = {"q8_0", "q4_k", "f32"};
+    for (int f = 0; f < 3; f++)
+        for (uint32_t n_tokens = 1; n_tokens < 8; n_tokens += 6) {
+            matrix m = matrix_new(nib_format_find(names[f]), 256, 3);
+            float *x = random_floats(7 * 256, 1), out[7 * 3];
+            x[(n_tokens - 1) * 256 + 77] = f == 1 ? INFINITY : NAN;
+            void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(256, n_tokens, 1));
+            assert_non_null(scratch);
+            const nib_product product = {m.matrix, NULL, out};
+            nib_linear(NULL, NIB_PATH_DEPLOYED, x, n_tokens, &product, 1, scratch);
+            for (uint32_t i = 0; i < 3 * n_tokens; i++) assert_true(!isfinite(out[i]) == (i >= 3 * (n_tokens - 1)));
+            nib_free_aligned(x);
+            nib_free_aligned(scratch);
+            matrix_free(&m);
+        }
+}
+
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
 static float as_cached(nib_path path, float x) {
@@ -486,6 +505,7 @@ ON_EACH_LEVEL(logits)
 ON_EACH_LEVEL(embedding)
 ON_EACH_LEVEL(formats)
 ON_EACH_LEVEL(groups)
+ON_EACH_LEVEL(not_finite)
 ON_EACH_LEVEL(attention)
 ON_EACH_LEVEL(threads)
 
@@ -505,10 +525,11 @@ static void test_levels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_levels), cmocka_unit_test(test_dp4),       cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_norm),   cmocka_unit_test(test_elements),  cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_logits), cmocka_unit_test(test_embedding), cmocka_unit_test(test_formats),
-        cmocka_unit_test(test_groups), cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_levels),  cmocka_unit_test(test_dp4),        cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_norm),    cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_logits),  cmocka_unit_test(test_embedding),  cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_groups),  cmocka_unit_test(test_not_finite), cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -376,6 +376,61 @@ static void generation_ends_at_the_limits(void **state) {
     nib_string_fini(&bytes);
 }
 
+/* What was streamed: the pieces, with bars between them. */
+typedef struct stream {
+    char pieces[64];
+    int stop_after; /* pieces; 0 = never */
+} stream;
+
+static bool on_piece(void *user, const char *text, size_t n_bytes) {
+    stream *s = user;
+    strncat(s->pieces, text, n_bytes);
+    strcat(s->pieces, "|");
+    return s->stop_after == 0 || --s->stop_after > 0;
+}
+
+/* Lets a model say the bytes of `text` and then end, after a prompt of one token. */
+static void check_speech(const char *text, int stop_after, const char *pieces, const char *whole, nib_stop stop) {
+    int32_t script[32] = {3 + 'a'};
+    tiny_model tiny = tiny_defaults("llama");
+    tiny.n_vocab = 259;
+    tiny.vocabulary = true;
+    tiny.script = script;
+    tiny.cycle = (uint32_t)strlen(text) + 2;
+    for (size_t i = 0; text[i] != '\0'; i++) script[i + 1] = 3 + (unsigned char)text[i];
+    script[tiny.cycle - 1] = 2;
+    nib_string bytes;
+    nib_model *model = open_tiny(&tiny, &bytes);
+    nib_session *session = NULL;
+    nib_generated out;
+    nib_error error;
+    stream got = {.stop_after = stop_after};
+    const nib_generate_params params = {.n_max = 40, .user = &got, .on_text = on_piece};
+    expect_ok(nib_session_new(model, NULL, &(nib_session_params){.n_ctx = 64}, &session, &error), &error);
+    expect_ok(nib_generate(session, 0, script, 1, &params, &out, &error), &error);
+    assert_string_equal(got.pieces, pieces);
+    assert_string_equal(out.text, whole);
+    assert_int_equal(out.n_bytes, strlen(whole));
+    assert_string_equal(nib_stop_name(out.stop), nib_stop_name(stop));
+    nib_generated_fini(&out);
+    nib_session_free(session);
+    nib_model_close(model);
+    nib_string_fini(&bytes);
+}
+
+static void text_comes_in_whole_characters(void **state) {
+    (void)state;
+    check_speech("no", 0, "n|o|", "no", NIB_STOP_EOS);
+    check_speech("x\xc3\xa9\xe2\x82\xacz", 0, "x|\xc3\xa9|\xe2\x82\xac|z|", "x\xc3\xa9\xe2\x82\xacz", NIB_STOP_EOS);
+    check_speech("\xf0\x9f\x90\xad", 0, "\xf0\x9f\x90\xad|", "\xf0\x9f\x90\xad", NIB_STOP_EOS);
+    /* Half a character at the end is flushed; bytes that begin none are not held back. */
+    check_speech("x\xe2\x82", 0, "x|\xe2\x82|", "x\xe2\x82", NIB_STOP_EOS);
+    check_speech("\xff\x80z", 0, "\xff|\x80|z|", "\xff\x80z", NIB_STOP_EOS);
+    check_speech("mouse", 2, "m|o|", "mo", NIB_STOP_CALLER);
+    check_speech("", 0, "", "", NIB_STOP_EMPTY);
+    check_speech(" \n\t", 0, " |\n|\t|", " \n\t", NIB_STOP_EMPTY);
+}
+
 /* ---- Reference logits ------------------------------------------------------------------------------------------------- */
 
 /* Integers of a JSON array, of arrays nested once as well; free the result. */
@@ -576,6 +631,7 @@ int main(void) {
         cmocka_unit_test(extra_tensors_are_named),
         cmocka_unit_test(loops_are_seen),
         cmocka_unit_test(generation_ends_at_the_limits),
+        cmocka_unit_test(text_comes_in_whole_characters),
         cmocka_unit_test(fixtures_match_the_reference),
         cmocka_unit_test(demo_matches_the_reference),
         cmocka_unit_test(bad_files_are_refused),

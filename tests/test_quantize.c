@@ -328,6 +328,46 @@ static void test_long_rows(void **state) {
     free_image(&b);
 }
 
+static void test_measured_error(void **state) {
+    (void)state;
+    const uint64_t ne0 = NIB_PIECE_COLUMNS + 512;
+    builder b;
+    nib_quantized report;
+    nib_gguf *made;
+    nib_error error = {0};
+    make_model(&b, ne0);
+    nib_gguf *source = open_model(&b);
+    const nib_quantize_params params = {.recipe = recipe_of("q4_0"), .measure_error = true, .no_sync = true};
+    assert_int_equal(nib_quantize(source, in_folder("e.gguf"), &params, NULL, NULL, &report, &error), NIB_OK);
+    assert_int_equal(nib_gguf_open(in_folder("e.gguf"), &made, &error), NIB_OK);
+    float *decoded = nib_alloc(ne0, sizeof *decoded);
+    for (uint32_t t = 0; t < report.n_tensors; t++) {
+        const nib_quantized_tensor *measured = &report.tensors[t];
+        const nib_tensor *to = nib_gguf_tensor_find(made, measured->name);
+        const float *weights = (const float *)(const void *)nib_gguf_tensor_find(source, measured->name)->data;
+        const size_t n_row = nib_format_row_bytes(to->format, to->ne[0]);
+        double squares = 0, errors = 0, most = 0;
+        for (uint64_t i = 0; i < to->n_elements / to->ne[0]; i++) {
+            nib_format_decode(to->format, decoded, to->data + n_row * i, to->ne[0]);
+            for (uint64_t k = 0; k < to->ne[0]; k++) {
+                const double w = weights[i * to->ne[0] + k], difference = w - (double)decoded[k];
+                squares += w * w;
+                errors += difference * difference;
+                most = fmax(most, fabs(difference));
+            }
+        }
+        assert_true(measured->max_abs_err == most);
+        assert_true(fabs(measured->rel_rmse - sqrt(errors / squares)) <= 1e-12 * measured->rel_rmse);
+        assert_true((most > 0) == (measured->from != measured->to));
+        assert_int_equal(measured->n_bytes, to->n_bytes);
+    }
+    free(decoded);
+    nib_gguf_close(made);
+    nib_gguf_close(source);
+    nib_quantized_fini(&report);
+    free_image(&b);
+}
+
 static void test_metadata(void **state) {
     (void)state;
     builder b;
@@ -439,6 +479,14 @@ static void test_json(void **state) {
 
 /* ---- Memory -------------------------------------------------------------------------------------------------------- */
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SANITIZED
+#endif
+#endif
+
 /* What RLIMIT_DATA counts. */
 static uint64_t private_bytes(void) {
     unsigned long long kilobytes = 0;
@@ -453,7 +501,7 @@ static uint64_t private_bytes(void) {
 
 static void test_memory_does_not_grow_with_a_tensor(void **state) {
     (void)state;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef SANITIZED
     print_message("skipped: a sanitizer counts its own memory\n");
     skip();
 #endif
@@ -666,6 +714,7 @@ int main(void) {
         cmocka_unit_test_setup(test_equals_llama_quantize, empty_folder),
         cmocka_unit_test_setup(test_same_bytes_for_any_threads, empty_folder),
         cmocka_unit_test_setup(test_long_rows, empty_folder),
+        cmocka_unit_test_setup(test_measured_error, empty_folder),
         cmocka_unit_test_setup(test_metadata, empty_folder),
         cmocka_unit_test_setup(test_other_alignment, empty_folder),
         cmocka_unit_test_setup(test_no_tensors, empty_folder),

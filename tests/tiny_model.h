@@ -19,7 +19,9 @@ typedef struct tiny_model {
     const char *without;       /* a tensor to leave out */
     const char *with;          /* a tensor to add */
     uint32_t embd_rows_off_by; /* rows missing from the embedding */
-    uint32_t cycle;            /* above 0: a model that goes round tokens 0 .. cycle - 1 for ever; cycle <= n_embd */
+    uint32_t cycle;            /* above 0: a model that says tokens 0 .. cycle - 1 and begins again; cycle <= n_embd */
+    const int32_t *script;     /* (cycle) it says these instead, all different; NULL = 0 .. cycle - 1 */
+    bool vocabulary;           /* unknown, begin, end, then the 256 bytes: n_vocab must be 259 */
     uint64_t seed;
 } tiny_model;
 
@@ -82,10 +84,20 @@ static inline float tiny_random(uint64_t *seed) {
     return (float)(int32_t)(*seed >> 32) * 0x1p-31f;
 }
 
-/* A cycling model: one-hot embeddings, layers that add nothing, and an output matrix that is a permutation. */
-static inline float tiny_cycle_value(const tiny_model *m, const char *name, uint64_t col, uint64_t row) {
-    if (strcmp(name, "token_embd.weight") == 0) return row < m->cycle && col == row ? 1 : 0;
-    if (strcmp(name, "output.weight") == 0) return row < m->cycle && col == (row + m->cycle - 1) % m->cycle ? 1 : 0;
+/* Which word of the script a token is; cycle if none. */
+static inline uint64_t tiny_script_position(const tiny_model *m, uint64_t token) {
+    if (m->script == NULL) return token < m->cycle ? token : m->cycle;
+    for (uint32_t i = 0; i < m->cycle; i++) {
+        if ((uint64_t)m->script[i] == token) return i;
+    }
+    return m->cycle;
+}
+
+/* A model with a script: one-hot embeddings, layers that add nothing, and an output matrix that goes one word on. */
+static inline float tiny_script_value(const tiny_model *m, const char *name, uint64_t col, uint64_t row) {
+    const uint64_t word = tiny_script_position(m, row);
+    if (strcmp(name, "token_embd.weight") == 0) return word < m->cycle && col == word ? 1 : 0;
+    if (strcmp(name, "output.weight") == 0) return word < m->cycle && (col + 1) % m->cycle == word ? 1 : 0;
     return strstr(name, "norm") != NULL ? 1 : 0;
 }
 
@@ -105,7 +117,7 @@ static inline void tiny_tensor(tiny_file *file, const char *name, uint64_t cols,
         for (uint64_t col = 0; col < cols; col++) {
             float value = rows > 0 ? 2 * scale * tiny_random(&file->seed) : 0.3f * tiny_random(&file->seed);
             if (strstr(name, "norm") != NULL) value += 1;
-            if (m->cycle > 0) value = tiny_cycle_value(m, name, col, row);
+            if (m->cycle > 0) value = tiny_script_value(m, name, col, row);
             tiny_add(&file->payload, &value, sizeof value);
         }
     }
@@ -147,6 +159,30 @@ static inline void tiny_tensors(tiny_file *file) {
     if (m->with != NULL) tiny_tensor(file, m->with, 4, 0);
 }
 
+static inline void tiny_array(tiny_file *file, const char *key, uint32_t element_type, uint64_t n) {
+    tiny_key(file, key, 9);
+    tiny_add(&file->pairs, &element_type, sizeof element_type);
+    tiny_add(&file->pairs, &n, sizeof n);
+}
+
+static inline void tiny_vocabulary(tiny_file *file) {
+    static const char *const control[] = {"<unk>", "<s>", "</s>"};
+    char text[16];
+    tiny_string(file, "tokenizer.ggml.model", "llama");
+    tiny_array(file, "tokenizer.ggml.tokens", 8, 259);
+    for (unsigned i = 0; i < 259; i++) {
+        snprintf(text, sizeof text, "<0x%02X>", i >= 3 ? i - 3 : 0);
+        tiny_text(&file->pairs, i < 3 ? control[i] : text);
+    }
+    tiny_array(file, "tokenizer.ggml.scores", 6, 259);
+    for (int i = 0; i < 259; i++) tiny_add(&file->pairs, &(float){(float)-i}, sizeof(float));
+    tiny_array(file, "tokenizer.ggml.token_type", 5, 259);
+    for (int i = 0; i < 259; i++) tiny_add(&file->pairs, &(int32_t){i == 0 ? 2 : i < 3 ? 3 : 6}, sizeof(int32_t));
+    tiny_u32(file, "tokenizer.ggml.unknown_token_id", 0);
+    tiny_u32(file, "tokenizer.ggml.bos_token_id", 1);
+    tiny_u32(file, "tokenizer.ggml.eos_token_id", 2);
+}
+
 /* The bytes of the file; free data. */
 static inline nib_string tiny_bytes(const tiny_model *m) {
     tiny_file file = {.model = m, .seed = m->seed};
@@ -165,6 +201,7 @@ static inline nib_string tiny_bytes(const tiny_model *m) {
     tiny_f32(&file, ".rope.freq_base", m->rope_base);
     if (m->n_expert > 0) tiny_u32(&file, ".expert_count", m->n_expert);
     if (m->rope_scaling != NULL) tiny_string(&file, ".rope.scaling.type", m->rope_scaling);
+    if (m->vocabulary) tiny_vocabulary(&file);
     tiny_tensors(&file);
     const uint32_t version = 3;
     tiny_add(&out, "GGUF", 4);

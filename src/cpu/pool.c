@@ -1,8 +1,11 @@
 /* A pool of workers that sleep between calls.
  *
- * A call publishes one job and bumps `generation`; workers spin for a short while, since the next job usually follows
- * within microseconds, then sleep on a condition. Pieces are claimed from one atomic counter. The caller works too, as
- * worker 0, and returns when the counter is used up and every worker has left the job. */
+ * One word holds the number of the call and how many workers are inside it. A call opens its job by making the number odd;
+ * a worker enters by counting itself in, which works only while the job is open. Pieces are claimed from one counter, the
+ * caller claims too, as worker 0. When nothing is left the caller closes the job (the number becomes even) and waits for
+ * those inside only: a worker the system has not scheduled in time is not waited for, so a busy machine slows the work
+ * down but does not stall it. Between jobs workers spin for a moment, since the next usually follows within microseconds,
+ * then sleep. */
 #include "cpu/pool.h"
 
 #include "base/error.h"
@@ -25,16 +28,28 @@ typedef struct {
 struct nib_pool {
     unsigned n_threads, n_started;
     pthread_t *threads;
-    job job;
-    _Alignas(64) atomic_size_t next;     /* first item nobody has claimed */
-    _Alignas(64) atomic_uint generation; /* bumped once a job */
-    _Alignas(64) atomic_uint n_busy;     /* workers that have not left the current job */
-    _Alignas(64) pthread_mutex_t lock;   /* guards sleeping only */
+    job job;                         /* written while the job is closed and nobody is inside */
+    _Alignas(64) atomic_size_t next; /* first item nobody has claimed */
+    _Alignas(
+        64) _Atomic uint64_t state;    /* upper half: number of the call, odd while open; lower half: workers inside */
+    _Alignas(64) pthread_mutex_t lock; /* guards sleeping only */
     pthread_cond_t wake;
     unsigned n_asleep;
     atomic_bool stop;
     atomic_uint n_named; /* hands out worker numbers */
 };
+
+static const uint64_t one_call = UINT64_C(1) << 32;
+
+static uint32_t call_of(uint64_t state) {
+    return (uint32_t)(state >> 32);
+}
+
+/* Is there a job this worker has not seen? seen: the last one it was in. */
+static bool is_new(const nib_pool *pool, uint32_t seen) {
+    const uint32_t call = call_of(atomic_load_explicit(&pool->state, memory_order_acquire));
+    return (call & 1) != 0 && call != seen;
+}
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -54,32 +69,44 @@ static void work(nib_pool *pool, unsigned worker) {
     }
 }
 
-static void wait_for_job(nib_pool *pool, unsigned seen) {
+static void wait_for_job(nib_pool *pool, uint32_t seen) {
     for (unsigned spin = 0; spin < SPINS; spin++) {
-        if (atomic_load_explicit(&pool->generation, memory_order_acquire) != seen) return;
+        if (is_new(pool, seen)) return;
         relax();
     }
     pthread_mutex_lock(&pool->lock);
     pool->n_asleep++;
-    while (atomic_load(&pool->generation) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+    while (!is_new(pool, seen) && !atomic_load(&pool->stop)) pthread_cond_wait(&pool->wake, &pool->lock);
     pool->n_asleep--;
     pthread_mutex_unlock(&pool->lock);
+}
+
+/* Counts this worker in; false if the job closed meanwhile. */
+static bool enter(nib_pool *pool, uint32_t *seen) {
+    uint64_t state = atomic_load_explicit(&pool->state, memory_order_acquire);
+    do {
+        if ((call_of(state) & 1) == 0) return false;
+    } while (!atomic_compare_exchange_weak_explicit(&pool->state, &state, state + 1, memory_order_acquire,
+                                                    memory_order_acquire));
+    *seen = call_of(state);
+    return true;
 }
 
 static void *worker_main(void *argument) {
     nib_pool *pool = argument;
     const unsigned worker = 1 + atomic_fetch_add(&pool->n_named, 1);
-    for (unsigned seen = 0;; seen++) {
+    for (uint32_t seen = 0;;) {
         wait_for_job(pool, seen);
         if (atomic_load(&pool->stop)) return NULL;
+        if (!enter(pool, &seen)) continue;
         work(pool, worker);
-        atomic_fetch_sub_explicit(&pool->n_busy, 1, memory_order_release);
+        atomic_fetch_sub_explicit(&pool->state, 1, memory_order_release);
     }
 }
 
-static void publish(nib_pool *pool) {
+/* The lock makes sure that a worker about to sleep either sees what was stored before or is woken. */
+static void wake_workers(nib_pool *pool) {
     pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add(&pool->generation, 1);
     if (pool->n_asleep) pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
 }
@@ -112,7 +139,7 @@ nib_status nib_pool_new(unsigned n_threads, nib_pool **out, nib_error *error) {
 void nib_pool_free(nib_pool *pool) {
     if (!pool) return;
     atomic_store(&pool->stop, true);
-    publish(pool);
+    wake_workers(pool);
     for (unsigned i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i], NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
@@ -133,10 +160,11 @@ void nib_par_for(nib_pool *pool, size_t n, size_t grain, nib_work_fn fn, void *a
     }
     pool->job = (job){fn, arg, n, grain};
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->n_busy, pool->n_started, memory_order_relaxed);
-    publish(pool);
+    atomic_fetch_add_explicit(&pool->state, one_call, memory_order_release);
+    wake_workers(pool);
     work(pool, 0);
-    for (unsigned spin = 0; atomic_load_explicit(&pool->n_busy, memory_order_acquire) != 0; spin++) {
+    atomic_fetch_add_explicit(&pool->state, one_call, memory_order_relaxed);
+    for (unsigned spin = 0; (uint32_t)atomic_load_explicit(&pool->state, memory_order_acquire) != 0; spin++) {
         relax();
         if (spin % 1024 == 1023) sched_yield(); /* more threads than cores */
     }

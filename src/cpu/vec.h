@@ -64,6 +64,15 @@ static inline vf vf_max(vf x, vf y) {
 static inline vf vf_min(vf x, vf y) {
     return _mm512_min_ps(x, y);
 }
+/* Quarters of a vector folded onto one: 16 lanes to 4. */
+static inline __m128 vf_quarter_sum(vf x) {
+    const __m256 y = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
+static inline __m128 vf_quarter_max(vf x) {
+    const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
 }
@@ -206,6 +215,14 @@ static inline vf vf_max(vf x, vf y) {
 }
 static inline vf vf_min(vf x, vf y) {
     return NIB_BOTH2(vf, _mm256_min_ps, x, y);
+}
+static inline __m128 vf_quarter_sum(vf x) {
+    const __m256 y = _mm256_add_ps(x.a, x.b);
+    return _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
+static inline __m128 vf_quarter_max(vf x) {
+    const __m256 y = _mm256_max_ps(x.a, x.b);
+    return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
 static inline vf vf_from_f16(const uint16_t *p) {
     return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)),
@@ -366,6 +383,15 @@ static inline vf vf_min(vf x, vf y) {
     NIB_EACH x.v[i] = vf_pick(x.v[i] < y.v[i], x.v[i], y.v[i]);
     return x;
 }
+static inline nib_f32x4 vf_quarter_sum(vf x) {
+    return (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
+}
+static inline nib_f32x4 vf_larger(nib_f32x4 x, nib_f32x4 y) {
+    return vf_pick(x > y, x, y);
+}
+static inline nib_f32x4 vf_quarter_max(vf x) {
+    return vf_larger(vf_larger(x.v[0], x.v[2]), vf_larger(x.v[1], x.v[3]));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     float lanes[16];
     for (int i = 0; i < 16; i++) lanes[i] = nib_f16_to_f32(p[i]);
@@ -483,20 +509,15 @@ static inline vf vf_zero(void) {
     return vf_splat(0);
 }
 
-/* Horizontal sums and maxima: halves folded together, always in this order. */
+/* Horizontal sums and maxima: the upper half of the lanes onto the lower, again and again; always in this order. */
 static inline float vf_sum(vf x) {
-    float lanes[16];
-    vf_store(lanes, x);
-    for (int n = 8; n; n /= 2)
-        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
-    return lanes[0];
+    const __typeof__(vf_quarter_sum(x)) y = vf_quarter_sum(x);
+    return (y[0] + y[2]) + (y[1] + y[3]);
 }
 static inline float vf_largest(vf x) {
-    float lanes[16];
-    vf_store(lanes, x);
-    for (int n = 8; n; n /= 2)
-        for (int i = 0; i < n; i++) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
-    return lanes[0];
+    const __typeof__(vf_quarter_max(x)) y = vf_quarter_max(x);
+    const float even = y[0] > y[2] ? y[0] : y[2], odd = y[1] > y[3] ? y[1] : y[3];
+    return even > odd ? even : odd;
 }
 static inline double vd_sum(vd x) {
     double lanes[16];

@@ -1,5 +1,5 @@
 /* What every format's file needs: scales in half precision, extremes of a block, rounding, and cutting packed codes apart
- * eight bytes at a time.
+ * many bytes at a time.
  *
  * Invariants: nothing here depends on the order of float additions except where a loop says so; every conversion from
  * float to integer is defined for every input. */
@@ -111,34 +111,37 @@ static inline int clamp_int(int value, int low, int high) {
 
 #define EACH_BYTE(value) (UINT64_C(0x0101010101010101) * (value))
 
-/* dst[i] = (src[i] >> shift) & mask for n bytes, n a multiple of 8. */
-static inline void cut(uint8_t *restrict dst, const uint8_t *restrict src, size_t n, unsigned shift, uint8_t mask) {
-    for (size_t i = 0; i < n; i += 8) {
-        const uint64_t word = (nib_load_u64(src + i) >> shift) & EACH_BYTE(mask);
-        memcpy(dst + i, &word, sizeof word);
-    }
+/* Vectors that every level has in some width; always loaded and stored with memcpy, at any address. */
+typedef uint64_t words_16 __attribute__((vector_size(16)));
+typedef uint64_t words_32 __attribute__((vector_size(32)));
+
+/* dst[i] = (src[i] >> shift) & mask for 32 bytes. */
+static inline void cut_32(uint8_t *restrict dst, const uint8_t *restrict src, unsigned shift, uint8_t mask) {
+    words_32 word;
+    memcpy(&word, src, sizeof word);
+    word = (word >> shift) & EACH_BYTE(mask);
+    memcpy(dst, &word, sizeof word);
 }
 
-/* dst[i] |= ((src[i] >> shift) & mask) << up for n bytes, n a multiple of 8. */
-static inline void cut_add(uint8_t *restrict dst, const uint8_t *restrict src, size_t n, unsigned shift, uint8_t mask,
-                           unsigned up) {
-    for (size_t i = 0; i < n; i += 8) {
-        const uint64_t high = ((nib_load_u64(src + i) >> shift) & EACH_BYTE(mask)) << up;
-        const uint64_t word = nib_load_u64(dst + i) | high;
-        memcpy(dst + i, &word, sizeof word);
-    }
-}
-
-/* Bit i of bits becomes byte i, 0 or 16: the fifth bit of 5-bit codes. */
-static inline uint64_t fifth_bits(uint8_t bits) {
-    const uint64_t chosen = EACH_BYTE(bits) & UINT64_C(0x8040201008040201);
-    return ((chosen + EACH_BYTE(0x7f)) >> 3) & EACH_BYTE(0x10);
+/* The same with more bits above: dst[i] = (low[i] >> low_shift) & low_mask | ((high[i] >> high_shift) & high_mask) << up. */
+static inline void cut_two_32(uint8_t *restrict dst, const uint8_t *restrict low, unsigned low_shift, uint8_t low_mask,
+                              const uint8_t *restrict high, unsigned high_shift, uint8_t high_mask, unsigned up) {
+    words_32 below, above;
+    memcpy(&below, low, sizeof below);
+    memcpy(&above, high, sizeof above);
+    below = (below >> low_shift) & EACH_BYTE(low_mask);
+    above = ((above >> high_shift) & EACH_BYTE(high_mask)) << up;
+    below |= above;
+    memcpy(dst, &below, sizeof below);
 }
 
 /* 16 bytes of nibbles -> 32 codes: byte j holds code j in its low half and code j + 16 in its high half. */
 static inline void cut_nibbles_32(uint8_t *restrict code, const uint8_t *restrict packed) {
-    cut(code, packed, 16, 0, 15);
-    cut(code + 16, packed, 16, 4, 15);
+    words_16 word;
+    memcpy(&word, packed, sizeof word);
+    const words_16 low = word & EACH_BYTE(15), high = (word >> 4) & EACH_BYTE(15);
+    memcpy(code, &low, sizeof low);
+    memcpy(code + 16, &high, sizeof high);
 }
 static inline void pack_nibbles_32(uint8_t *restrict packed, const uint8_t *restrict code) {
     for (unsigned j = 0; j < 16; j++) packed[j] = (uint8_t)((code[j] & 15) | (code[j + 16] & 15) << 4);
@@ -150,17 +153,28 @@ static inline void pack_fifth_bits_32(uint8_t *dst, const uint8_t *code) {
     for (unsigned j = 0; j < 32; j++) bits |= (uint32_t)(code[j] >> 4 & 1) << j;
     memcpy(dst, &bits, sizeof bits);
 }
-static inline void cut_fifth_bits_32(uint8_t *restrict code, const uint8_t *restrict packed) {
-    for (unsigned i = 0; i < 4; i++) {
-        const uint64_t word = nib_load_u64(code + 8 * i) | fifth_bits(packed[i]);
-        memcpy(code + 8 * i, &word, sizeof word);
+/* Bit i of bits becomes byte i, 0 or 16. */
+static inline uint64_t fifth_bits(uint8_t bits) {
+    const uint64_t chosen = EACH_BYTE(bits) & UINT64_C(0x8040201008040201);
+    return ((chosen + EACH_BYTE(0x7f)) >> 3) & EACH_BYTE(0x10);
+}
+
+/* 32 five-bit codes: 16 bytes of nibbles as above, and 4 bytes of which bit i is the fifth bit of code i. */
+static inline void cut_five_bits_32(uint8_t *restrict code, const uint8_t *restrict packed,
+                                    const uint8_t *restrict high) {
+    for (unsigned i = 0; i < 2; i++) {
+        const uint64_t nibbles = nib_load_u64(packed + 8 * i);
+        const uint64_t first = (nibbles & EACH_BYTE(15)) | fifth_bits(high[i]);
+        const uint64_t second = (nibbles >> 4 & EACH_BYTE(15)) | fifth_bits(high[i + 2]);
+        memcpy(code + 8 * i, &first, sizeof first);
+        memcpy(code + 8 * i + 16, &second, sizeof second);
     }
 }
 
 /* 64 bytes of 2-bit codes -> 256 codes, the order of q2_k and q3_k: code 128n + 32j + l in bits 2j of byte 32n + l. */
 static inline void cut_pairs_256(uint8_t *restrict code, const uint8_t *restrict packed) {
     for (unsigned n = 0; n < 2; n++) {
-        for (unsigned j = 0; j < 4; j++) cut(code + 128 * n + 32 * j, packed + 32 * n, 32, 2 * j, 3);
+        for (unsigned j = 0; j < 4; j++) cut_32(code + 128 * n + 32 * j, packed + 32 * n, 2 * j, 3);
     }
 }
 static inline void pack_pairs_256(uint8_t *restrict packed, const uint8_t *restrict code) {

@@ -44,21 +44,22 @@ static inline void spread_codes(uint8_t *restrict code, const uint8_t *restrict 
     }
 }
 
-static void read_codes(uint8_t *restrict code, const uint8_t *restrict packed, size_t n, unsigned bits) {
-    switch (bits) { /* the same call with a constant that the compiler can build on */
-    case 2:
-        spread_codes(code, packed, n, 2);
-        break;
-    case 4:
-        spread_codes(code, packed, n, 4);
-        break;
-    case 8:
-        memcpy(code, packed, n);
-        break;
-    default:
-        spread_codes(code, packed, n, bits);
-        break;
+/* Four 2-bit codes lie in one byte: a simpler loop than halving. */
+static inline void spread_pairs(uint8_t *restrict code, const uint8_t *restrict packed, size_t n) {
+    for (size_t i = 0; i < n / 4; i++) {
+        uint32_t word = packed[i];
+        word = (word | word << 6 | word << 12 | word << 18) & 0x03030303u;
+        memcpy(code + 4 * i, &word, sizeof word);
     }
+}
+
+static inline void read_codes(uint8_t *restrict code, const uint8_t *restrict packed, size_t n, unsigned bits) {
+    if (bits == 8)
+        memcpy(code, packed, n);
+    else if (bits == 2)
+        spread_pairs(code, packed, n);
+    else
+        spread_codes(code, packed, n, bits);
 }
 
 static void write_codes(uint8_t *restrict packed, const uint8_t *restrict code, size_t n, unsigned bits) {
@@ -134,25 +135,20 @@ static void fit_block(fitted *out, const nib_format *format, const float *x, flo
 }
 
 /* w = scale * code - min, for the family's three heads. */
-static inline void read_head(const nib_format *format, const uint8_t *head, float *scale, float *min) {
+static inline void read_head(const uint8_t *head, unsigned kind, unsigned bits, float *scale, float *min) {
     const float d = load_half(head);
     *scale = d;
-    switch (format->parameter[KIND]) {
-    case SYMMETRIC:
-        *min = d * (float)(1 << (format->parameter[BITS] - 1));
-        break;
-    case ZERO:
+    if (kind == SYMMETRIC)
+        *min = d * (float)(1 << (bits - 1));
+    else if (kind == ZERO)
         *min = d * (float)head[2];
-        break;
-    default:
+    else
         *min = -load_half(head + 2);
-        break;
-    }
 }
 
 static float error_of(const nib_format *format, const fitted *fit, const float *x, const float *importance) {
     float scale, min, error = 0;
-    read_head(format, fit->head, &scale, &min);
+    read_head(fit->head, format->parameter[KIND], format->parameter[BITS], &scale, &min);
     for (unsigned i = 0; i < format->parameter[BLOCK]; i++) {
         const float e = scale * (float)fit->code[i] - min - x[i];
         error += importance[i] * (e * e);
@@ -230,18 +226,28 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
-static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
-    const unsigned block = format->parameter[BLOCK], bits = format->parameter[BITS];
-    const uint8_t *in = src;
-    for (size_t i = 0; i < n; i += block, in += format->facts.bytes) {
+static inline __attribute__((always_inline)) void unpack_as(nib_codes *restrict out, const uint8_t *restrict in,
+                                                            size_t n, unsigned bits, unsigned kind, unsigned block) {
+    for (size_t i = 0; i < n; i += block, in += GRID_BYTES(bits, kind, block)) {
         float scale, min;
-        read_head(format, in, &scale, &min);
+        read_head(in, kind, bits, &scale, &min);
         for (size_t group = i / GROUP; group < (i + block) / GROUP; group++) {
             out->scale[group] = scale;
             out->min[group] = min;
         }
-        read_codes(out->code + i, in + HEAD_BYTES[format->parameter[KIND]], block, bits);
+        read_codes(out->code + i, in + HEAD_BYTES[kind], block, bits);
     }
+}
+
+/* The same call, with constants the compiler can build on where it is worth it. */
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    const unsigned block = format->parameter[BLOCK], bits = format->parameter[BITS], kind = format->parameter[KIND];
+    if (block == 32 && bits == 8 && kind == ZERO)
+        unpack_as(out, src, n, 8, ZERO, 32);
+    else if (block == 32 && bits == 2 && kind == SYMMETRIC)
+        unpack_as(out, src, n, 2, SYMMETRIC, 32);
+    else
+        unpack_as(out, src, n, bits, kind, block);
 }
 
 /* ---- Members ----------------------------------------------------------------------------------------------------- */

@@ -28,10 +28,12 @@ static void pack_scales(uint8_t packed[12], const uint8_t scale[N_SUB]) {
 
 static void read_scales(float scale[N_SUB], const block *in) {
     const float d = load_half(in->d);
+    const uint64_t low = nib_load_u64(in->scales), two = nib_load_u32(in->scales + 8);
+    const uint64_t high = two | two << 30; /* bytes 4-7 are bytes 0-3 shifted right by 2 */
+    const uint64_t words[2] = {(low & EACH_BYTE(15)) | (high & EACH_BYTE(3)) << 4,
+                               (low >> 4 & EACH_BYTE(15)) | (high >> 4 & EACH_BYTE(3)) << 4};
     uint8_t code[N_SUB];
-    cut(code, in->scales, 8, 0, 15);
-    cut(code + 8, in->scales, 8, 4, 15);
-    for (unsigned b = 0; b < N_SUB; b++) code[b] |= (uint8_t)((in->scales[8 + b % 4] >> 2 * (b / 4) & 3) << 4);
+    memcpy(code, words, sizeof code);
     for (unsigned g = 0; g < N_SUB; g++) scale[g] = d * (float)(code[g] - 32);
 }
 
@@ -89,8 +91,7 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
 }
 
 static void read_codes(uint8_t *restrict code, const block *restrict in) {
-    cut_pairs_256(code, in->q);
-    for (unsigned b = 0; b < 8; b++) cut_add(code + 32 * b, in->high, 32, b, 1, 2);
+    for (unsigned b = 0; b < 8; b++) cut_two_32(code + 32 * b, in->q + 32 * (b / 4), b % 4 * 2, 3, in->high, b, 1, 2);
 }
 
 static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {

@@ -38,8 +38,8 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
 
 static void read_codes(uint8_t *restrict code, const block *restrict in) {
     for (unsigned b = 0; b < SUB32_N / 2; b++) {
-        cut(code + 64 * b, in->q + 32 * b, 32, 0, 15);
-        cut(code + 64 * b + 32, in->q + 32 * b, 32, 4, 15);
+        cut_32(code + 64 * b, in->q + 32 * b, 0, 15);
+        cut_32(code + 64 * b + 32, in->q + 32 * b, 4, 15);
     }
 }
 

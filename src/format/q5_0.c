@@ -57,8 +57,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
         uint8_t code[BLOCK];
         const float d = load_half(in->d);
-        cut_nibbles_32(code, in->q);
-        cut_fifth_bits_32(code, in->high);
+        cut_five_bits_32(code, in->q, in->high);
         for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)(code[j] - 16) * d;
     }
 }
@@ -79,8 +78,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
         const float d = load_half(in->d);
         out->scale[i] = d;
         out->min[i] = 16 * d;
-        cut_nibbles_32(out->code + i * BLOCK, in->q);
-        cut_fifth_bits_32(out->code + i * BLOCK, in->high);
+        cut_five_bits_32(out->code + i * BLOCK, in->q, in->high);
     }
 }
 

@@ -62,8 +62,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
         uint8_t code[BLOCK];
         const float d = load_half(in->d), m = load_half(in->m);
-        cut_nibbles_32(code, in->q);
-        cut_fifth_bits_32(code, in->high);
+        cut_five_bits_32(code, in->q, in->high);
         for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)code[j] * d + m;
     }
 }
@@ -83,8 +82,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     for (size_t i = 0; i < n / BLOCK; i++, in++) {
         out->scale[i] = load_half(in->d);
         out->min[i] = -load_half(in->m);
-        cut_nibbles_32(out->code + i * BLOCK, in->q);
-        cut_fifth_bits_32(out->code + i * BLOCK, in->high);
+        cut_five_bits_32(out->code + i * BLOCK, in->q, in->high);
     }
 }
 

@@ -42,11 +42,8 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
 }
 
 static void read_codes(uint8_t *restrict code, const block *restrict in) {
-    for (unsigned b = 0; b < SUB32_N / 2; b++) {
-        cut(code + 64 * b, in->q + 32 * b, 32, 0, 15);
-        cut(code + 64 * b + 32, in->q + 32 * b, 32, 4, 15);
-    }
-    for (unsigned b = 0; b < SUB32_N; b++) cut_add(code + 32 * b, in->high, 32, b, 1, 4);
+    for (unsigned b = 0; b < SUB32_N; b++)
+        cut_two_32(code + 32 * b, in->q + 32 * (b / 2), b % 2 * 4, 15, in->high, b, 1, 4);
 }
 
 static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {

@@ -36,10 +36,9 @@ static void pack_codes(block *restrict out, const uint8_t *restrict code) {
 }
 
 static void read_codes(uint8_t *restrict code, const block *restrict in) {
-    for (unsigned n = 0; n < 2; n++) {
-        cut(code + 128 * n, in->low + 64 * n, 64, 0, 15);
-        cut(code + 128 * n + 64, in->low + 64 * n, 64, 4, 15);
-        for (unsigned j = 0; j < 4; j++) cut_add(code + 128 * n + 32 * j, in->high + 32 * n, 32, 2 * j, 3, 4);
+    for (unsigned b = 0; b < 8; b++) {
+        const unsigned n = b / 4, j = b % 4;
+        cut_two_32(code + 32 * b, in->low + 64 * n + 32 * (j % 2), j / 2 * 4, 15, in->high + 32 * n, 2 * j, 3, 4);
     }
 }
 

@@ -50,13 +50,15 @@ static int32_t round_codes(const float *x, vf factor, int8_t *code) {
     return sum;
 }
 
+/* NaN if any of the values is not finite: the products will say so, instead of making a number up. */
 static float largest_magnitude(const float *x, size_t n) {
-    vf most = vf_zero();
+    vf most = vf_zero(), poison = vf_zero();
     for (size_t i = 0; i < n; i += 16) {
         const vf v = vf_load(x + i);
-        most = vf_max(most, vf_max(vf_sub(vf_zero(), v), v)); /* a NaN stays */
+        most = vf_max(most, vf_max(vf_sub(vf_zero(), v), v));
+        poison = vf_fma(v, vf_zero(), poison);
     }
-    return vf_largest(most);
+    return vf_largest(most) + vf_sum(poison);
 }
 
 /* The value of largest magnitude, with its sign; the first of equals. */

@@ -347,6 +347,9 @@ nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_qu
     snprintf(out->input, sizeof out->input, "%s", nib_gguf_path(gguf));
     snprintf(out->output, sizeof out->output, "%s", path_out);
     NIB_TRY_GOTO(make_layout(gguf, params, &l, error));
+    if (nib_gguf_trailing_bytes(gguf))
+        nib_warn(watch, "%s: %" PRIu64 " bytes after the last tensor are left out", nib_gguf_path(gguf),
+                 nib_gguf_trailing_bytes(gguf));
     out->bytes_out = l.n_bytes;
     out->tensors = nib_alloc(l.n, sizeof *out->tensors);
     if (!out->tensors) {

@@ -128,7 +128,14 @@ static void find_endings(nib_tokenizer *tokenizer, const nib_gguf *gguf) {
 
 /* ---- What is cut out of text ---------------------------------------------------------------------------------------- */
 
-#define CUT_KINDS (NIB_KIND_CONTROL | NIB_KIND_USER | NIB_KIND_UNKNOWN)
+#define CUT_KINDS     (NIB_KIND_CONTROL | NIB_KIND_USER | NIB_KIND_UNKNOWN)
+
+/* Real ones have a tenth of that; a hostile vocabulary full of long ones must not make every byte of a text expensive. */
+#define CUT_MAX_BYTES 512
+
+static bool is_cut(const nib_tokenizer *tokenizer, uint32_t id) {
+    return (tokenizer->tokens[id].kind & CUT_KINDS) && tokenizer->strings.spans[id].n <= CUT_MAX_BYTES;
+}
 
 static int compare_u32(const void *a, const void *b) {
     const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
@@ -138,12 +145,12 @@ static int compare_u32(const void *a, const void *b) {
 nib_status nib_special_init(nib_tokenizer *tokenizer, const nib_gguf *gguf, nib_error *error) {
     find_endings(tokenizer, gguf);
     size_t n = 0;
-    for (uint32_t id = 0; id < tokenizer->facts.n_vocab; id++) n += (tokenizer->tokens[id].kind & CUT_KINDS) != 0;
+    for (uint32_t id = 0; id < tokenizer->facts.n_vocab; id++) n += is_cut(tokenizer, id);
     tokenizer->special_lengths = nib_alloc(n, sizeof *tokenizer->special_lengths);
     if (tokenizer->special_lengths == NULL) return nib_fail_memory(error, n * sizeof *tokenizer->special_lengths);
     n = 0;
     for (uint32_t id = 0; id < tokenizer->facts.n_vocab; id++) {
-        if (!(tokenizer->tokens[id].kind & CUT_KINDS)) continue;
+        if (!is_cut(tokenizer, id)) continue;
         const struct nib_span span = tokenizer->strings.spans[id];
         tokenizer->special_first[(uint8_t)tokenizer->strings.bytes[span.at]] = true;
         tokenizer->special_lengths[n++] = span.n;

@@ -1,6 +1,6 @@
 /* The experiment, from top to bottom: quantize every level into a directory of its own, measure all of them together, look
  * at their weights, time them, talk to them, judge, write the report, and only then give the directory its name. */
-#include "study/impl.h"
+#include "study/parts.h"
 #include "study/plan.h"
 #include "study/stages.h"
 #include "study/talk.h"

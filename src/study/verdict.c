@@ -1,7 +1,7 @@
 /* What the measurements mean, in words. Two rules, both printed with the verdict: where the cliff is, and which level is
  * small and still sound. Sizes decide the order; a tie keeps the order the user gave. */
-#include "study/impl.h"
 #include "study/markup.h"
+#include "study/parts.h"
 
 #include <math.h>
 #include <stdarg.h>

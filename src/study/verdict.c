@@ -1,7 +1,7 @@
 /* What the measurements mean, in words. Two rules, both printed with the verdict: where the cliff is, and which level is
  * small and still sound. Sizes decide the order; a tie keeps the order the user gave. */
-#include "study/impl.h"
 #include "study/markup.h"
+#include "study/parts.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -75,6 +75,20 @@ void nib_study_split_answer(const char *text, nib_text *reasoning, nib_text *ans
     *reasoning = (nib_text){inside, end != NULL ? (size_t)(end - inside) : strlen(inside)};
     const char *rest = end != NULL ? end + 8 : inside + strlen(inside);
     *answer = (nib_text){rest, strlen(rest)};
+}
+
+/* Answers of a model that are the original's, word for word. */
+static uint32_t same_answers(const nib_study *study, uint32_t model) {
+    const size_t n_models = 1 + (size_t)study->n_levels;
+    uint32_t n = 0;
+    for (uint32_t prompt = 0; prompt < study->n_prompts; prompt++) {
+        for (uint32_t i = 0; i < study->n_tries; i++) {
+            const char *original = study->talk[prompt * n_models * study->n_tries + i].text;
+            const char *text = study->talk[(prompt * n_models + model) * study->n_tries + i].text;
+            n += original != NULL && text != NULL && strcmp(original, text) == 0;
+        }
+    }
+    return n;
 }
 
 /* ---- The rules ------------------------------------------------------------------------------------------------------- */
@@ -151,13 +165,16 @@ static void say_cliff(nib_study *study, const uint32_t *order) {
         if (isfinite(times) && times >= 2) say(study, " (%s times less)", nib_text_of_number(larger_number, times));
     }
     say(study, ".\n");
-    const uint32_t broken = nib_study_broken_answers(study, 1 + (uint32_t)study->cliff);
-    const uint32_t before = nib_study_broken_answers(study, 0), n = study->n_prompts * study->n_tries;
+    const uint32_t model = 1 + (uint32_t)study->cliff, n = study->n_prompts * study->n_tries;
+    const uint32_t broken = nib_study_broken_answers(study, model), before = nib_study_broken_answers(study, 0);
+    const uint32_t same = study->n_tries == 1 ? same_answers(study, model) : n;
     if (broken > before)
         say(study,
             "Talking to it shows the same: %u of its %u answers ran in circles or came out empty (original: %u).\n",
             broken, n, before);
-    else if (over->has_choice && answers_worse(over))
+    else if (2 * same < n)
+        say(study, "Talking to it shows the same: %u of its %u answers are what the original says.\n", same, n);
+    if (over->has_choice && answers_worse(over))
         say(study, "It shows in the questions too: %s right instead of %s.\n",
             nib_text_of_percent(percent, over->accuracy), nib_text_of_percent(number, study->eval.reference.accuracy));
 }

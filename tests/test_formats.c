@@ -11,7 +11,7 @@
 #include <xxhash.h>
 
 enum { NONE = UINT32_MAX, MAX_ROW = 512 };
-enum { N_RECORDED = 22 }; /* formats that have recorded rows */
+enum { N_RECORDED = 24 }; /* formats that have recorded rows */
 enum { Q8_1 = 9 };        /* a tensor type */
 
 /* ---- Recorded rows ----------------------------------------------------------------------------------------------- */
@@ -101,7 +101,7 @@ static unsigned check_record(const nib_format *format, bytes *in) {
     const uint32_t n_floats = next_u32(in);
     const uint8_t *floats = next_bytes(in, 4 * (size_t)n_floats);
     assert_true(row < inputs.n_rows && inputs.row_n[row] == n && n <= MAX_ROW);
-    assert_int_equal(nib_format_row_bytes(format, n), n_bytes);
+    assert_int_equal(n_bytes, verdict == 2 ? 0 : nib_format_row_bytes(format, n));
     uint8_t encoded[MAX_ROW * 4];
     const nib_verdict seen =
         format->encode(format, encoded, inputs.row[row], n, importance == NONE ? NULL : inputs.importance[importance]);
@@ -376,8 +376,9 @@ static void test_reproducible(void **state) {
         }
         const uint64_t digest = XXH3_64bits_digest(hash);
         XXH3_freeState(hash);
-        const bool right =
-            at < N_ANCHORS && !strcmp(anchors[at].name, format->facts.name) && anchors[at].hash == digest;
+        bool right = false;
+        for (unsigned i = 0; i < N_ANCHORS; i++)
+            right |= !strcmp(anchors[i].name, format->facts.name) && anchors[i].hash == digest;
         if (!right) printf("    {\"%s\", UINT64_C(0x%016llx)},\n", format->facts.name, (unsigned long long)digest);
         n_wrong += !right;
         at++;

@@ -58,14 +58,4 @@ static inline float iq4_fit(const float *x, const float *weight) {
     return scale;
 }
 
-/* The weight of each error; without importance x^2. */
-static inline void iq4_weigh(float *restrict weight, const float *restrict x, const float *restrict importance,
-                             float sigma2) {
-    if (importance) {
-        weigh(weight, IQ4_SUB, x, importance, sigma2);
-        return;
-    }
-    for (unsigned i = 0; i < IQ4_SUB; i++) weight[i] = x[i] * x[i];
-}
-
 #endif

@@ -23,7 +23,7 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
         uint8_t code[BLOCK];
         float weight[BLOCK];
         const float sigma2 = sum_of_squares(src + i, BLOCK) * (2.0f / BLOCK);
-        iq4_weigh(weight, src + i, importance ? importance + i : NULL, sigma2);
+        weigh_or_square(weight, IQ4_SUB, src + i, importance ? importance + i : NULL, sigma2);
         const float scale = iq4_fit(src + i, weight);
         fits &= store_half(out->d, scale);
         iq4_quantize(code, src + i, scale != 0 ? 1 / scale : 0);

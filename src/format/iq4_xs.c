@@ -30,7 +30,7 @@ static bool encode_block(block *restrict out, const float *restrict x, const flo
     float scale[N_SUB];
     for (unsigned b = 0; b < N_SUB; b++) {
         float weight[IQ4_SUB];
-        iq4_weigh(weight, x + IQ4_SUB * b, importance ? importance + IQ4_SUB * b : NULL, sigma2);
+        weigh_or_square(weight, IQ4_SUB, x + IQ4_SUB * b, importance ? importance + IQ4_SUB * b : NULL, sigma2);
         scale[b] = iq4_fit(x + IQ4_SUB * b, weight);
     }
     /* the largest scale becomes -32; codes follow d before it is rounded */

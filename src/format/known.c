@@ -15,8 +15,5 @@
         }                                                                \
     }
 
-NIB_FORMATS(known, KNOWN(16, "iq2_xxs", "iq2_xxs", 256, 66, "2-bit codebook of 256 points"),
-            KNOWN(17, "iq2_xs", "iq2_xs", 256, 74, "2-bit codebook of 512 points"),
-            KNOWN(22, "iq2_s", "iq2_s", 256, 82, "2-bit codebook of 1024 points"),
-            KNOWN(19, "iq1_s", "iq1_s", 256, 50, "1-bit codebook of 2048 points"),
+NIB_FORMATS(known, KNOWN(19, "iq1_s", "iq1_s", 256, 50, "1-bit codebook of 2048 points"),
             KNOWN(29, "iq1_m", "iq1_m", 256, 56, "1-bit codebook of 2048 points, finer scales"));

@@ -11,7 +11,7 @@
 #include <xxhash.h>
 
 enum { NONE = UINT32_MAX, MAX_ROW = 512 };
-enum { N_RECORDED = 27 }; /* formats that have recorded rows */
+enum { N_RECORDED = 29 }; /* formats that have recorded rows */
 enum { Q8_1 = 9 };        /* a tensor type */
 
 /* ---- Recorded rows ----------------------------------------------------------------------------------------------- */
@@ -349,6 +349,7 @@ static const struct anchor {
     {"iq4_xs", UINT64_C(0x419af5c7f2daeb09)}, {"iq3_xxs", UINT64_C(0x13b7cae2305d95eb)},
     {"iq3_s", UINT64_C(0xdbbe98c8631de4f2)},  {"iq2_s", UINT64_C(0xae59990bf235cf88)},
     {"iq2_xs", UINT64_C(0xe2f0f4a438939151)}, {"iq2_xxs", UINT64_C(0xcd95fed00920ec43)},
+    {"iq1_m", UINT64_C(0xb0c239dd251d259b)},  {"iq1_s", UINT64_C(0xe2d3d30aab6a6dec)},
     {"mxfp4", UINT64_C(0x5a64fe2f9ff60068)},  {"nvfp4", UINT64_C(0xcd029d99ca96f80f)},
     {"q1_0", UINT64_C(0x3194282621912b07)},   {"q2_0", UINT64_C(0x103d752c19aef9fd)},
     {"tq1_0", UINT64_C(0x5f203d1e67f38c84)},  {"tq2_0", UINT64_C(0x2c40dd4ed7d72983)},
@@ -440,7 +441,7 @@ static void test_bad_weights(void **state) {
         if (seen == NIB_VERDICT_NEEDS_IMPORTANCE) seen = nib_format_encode(format, packed, x, 512, importance);
         assert_int_equal(seen, fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW);
         if (fits) continue;
-        memset(packed, 0x7f, sizeof packed);
+        memset(packed, 0xff, sizeof packed);
         assert_int_equal(nib_format_check(format, packed, 512), NIB_VERDICT_NOT_FINITE);
     }
 }

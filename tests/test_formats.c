@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "cpu/cpu.h"
+#include "format/codebook.h"
 #include "format/format.h"
 #include <math.h>
 #include <stdio.h>
@@ -233,6 +234,111 @@ static void test_grid_refuses_unwritten_code(void **state) {
     assert_int_equal(nib_format_check(format, block, 32), NIB_VERDICT_BAD_CODE);
 }
 
+/* ---- Codebooks ---------------------------------------------------------------------------------------------------- */
+
+/* Every spot has its point or the points nearest to it, in order; the lists follow each other and fill their table. */
+static void check_codebook(nib_codebook_id id, unsigned n_spots, unsigned n_distances) {
+    const nib_codebook *book = nib_codebook_to_encode(id);
+    int32_t next = 0;
+    unsigned n_with_point = 0;
+    for (unsigned spot = 0; spot < n_spots; spot++) {
+        uint8_t level[8];
+        unsigned rest = spot;
+        for (unsigned i = 0; i < book->group; i++, rest /= book->n_levels) level[i] = (uint8_t)(rest % book->n_levels);
+        if (book->at[spot] >= 0) {
+            assert_memory_equal(book->level + (unsigned)book->at[spot] * book->group, level, book->group);
+            n_with_point++;
+            continue;
+        }
+        assert_int_equal(book->at[spot], -1 - next);
+        const uint16_t *list = book->neighbours + next;
+        next += 1 + list[0];
+        if (spot % 41 != 0) continue; /* the rest is slow */
+        unsigned n = 0, last = 0, n_seen = 0;
+        for (unsigned squared = 0; squared <= 196 && n_seen < n_distances; squared++) {
+            for (unsigned p = 0; p < book->n_points; p++) {
+                unsigned sum = 0;
+                for (unsigned i = 0; i < book->group; i++) {
+                    const int off = book->level[p * book->group + i] - level[i];
+                    sum += (unsigned)(off * off);
+                }
+                if (sum != squared) continue;
+                n_seen += last != squared;
+                last = squared;
+                assert_true(n < list[0]);
+                assert_int_equal(list[1 + n++], p);
+            }
+        }
+        assert_int_equal(n, list[0]);
+    }
+    assert_int_equal(n_with_point, book->n_points);
+    assert_int_equal(next, book->n_entries);
+}
+
+static void test_codebooks(void **state) {
+    (void)state;
+    check_codebook(NIB_CODEBOOK_PAIRS_256, 6561, 2);
+    check_codebook(NIB_CODEBOOK_PAIRS_512, 6561, 2);
+    check_codebook(NIB_CODEBOOK_PAIRS_1024, 6561, 1);
+    check_codebook(NIB_CODEBOOK_TERNARY_2048, 6561, 3);
+    check_codebook(NIB_CODEBOOK_TRIPLES_256, 4096, 2);
+    check_codebook(NIB_CODEBOOK_TRIPLES_512, 4096, 3);
+}
+
+/* ---- Formats with something of their own -------------------------------------------------------------------------- */
+
+/* The exponent is that of the logarithm rounded to float, also right below powers of two. */
+static void test_mxfp4_exponent(void **state) {
+    (void)state;
+    const nib_format *format = nib_format_find("mxfp4");
+    for (int k = -124; k <= 127; k++) {
+        for (int j = -60; j <= 2; j++) {
+            float x[32] = {0};
+            uint8_t block[17];
+            x[7] = nib_float_of(nib_bits_of(ldexpf(1, k)) + (uint32_t)j);
+            assert_int_equal(nib_format_encode(format, block, x, 32, NULL), NIB_VERDICT_OK);
+            const int expected = (int)floorf((float)log2(x[7])) - 2 + 127;
+            if (block[0] != expected) fail_msg("2^%d, %d units: %d, expected %d", k, j, block[0], expected);
+        }
+    }
+}
+
+static void test_needs_importance(void **state) {
+    (void)state;
+    static const char *const names[] = {"iq1_s", "iq2_xs", "iq2_xxs"};
+    for (unsigned index = 0; index < nib_format_count(); index++) {
+        const nib_format *format = nib_format_at(index);
+        float x[256] = {1, -1};
+        uint8_t packed[4 * 256];
+        bool needs = false;
+        for (unsigned i = 0; i < sizeof names / sizeof *names; i++) needs |= !strcmp(format->facts.name, names[i]);
+        if (!format->encode) continue;
+        assert_int_equal(nib_format_encode(format, packed, x, 256, NULL),
+                         needs ? NIB_VERDICT_NEEDS_IMPORTANCE : NIB_VERDICT_OK);
+    }
+}
+
+static void test_wide_numbers(void **state) {
+    (void)state;
+    const int8_t i8[] = {-128, 127};
+    const int16_t i16[] = {-32768, 32767};
+    const int32_t i32[] = {INT32_MIN, 16777217};
+    const int64_t i64[] = {INT64_MIN, 1};
+    const double f64[] = {0.1, -1e300};
+    float x[2];
+    nib_format_decode(nib_format_find("i8"), x, i8, 2);
+    assert_true(x[0] == -128 && x[1] == 127);
+    nib_format_decode(nib_format_find("i16"), x, i16, 2);
+    assert_true(x[0] == -32768 && x[1] == 32767);
+    nib_format_decode(nib_format_find("i32"), x, i32, 2);
+    assert_true(x[0] == -2147483648.0f && x[1] == 16777216);
+    nib_format_decode(nib_format_find("i64"), x, i64, 2);
+    assert_true(x[0] == -9223372036854775808.0f && x[1] == 1);
+    nib_format_decode(nib_format_find("f64"), x, f64, 2);
+    assert_true(x[0] == 0.1f && isinf(x[1]) && x[1] < 0);
+    assert_int_equal(nib_format_check(nib_format_find("f64"), f64, 2), NIB_VERDICT_OK);
+}
+
 /* ---- Data made here ----------------------------------------------------------------------------------------------- */
 
 static uint64_t seed;
@@ -449,10 +555,12 @@ static void test_bad_weights(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_registry),     cmocka_unit_test(test_recorded_rows),
-        cmocka_unit_test(test_grid),         cmocka_unit_test(test_grid_refuses_unwritten_code),
-        cmocka_unit_test(test_levels_agree), cmocka_unit_test(test_reproducible),
-        cmocka_unit_test(test_bad_weights),
+        cmocka_unit_test(test_registry),       cmocka_unit_test(test_recorded_rows),
+        cmocka_unit_test(test_grid),           cmocka_unit_test(test_grid_refuses_unwritten_code),
+        cmocka_unit_test(test_levels_agree),   cmocka_unit_test(test_reproducible),
+        cmocka_unit_test(test_bad_weights),    cmocka_unit_test(test_codebooks),
+        cmocka_unit_test(test_mxfp4_exponent), cmocka_unit_test(test_needs_importance),
+        cmocka_unit_test(test_wide_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

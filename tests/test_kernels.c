@@ -247,13 +247,18 @@ static matrix matrix_new(const nib_format *format, uint32_t n_cols, uint32_t n_r
                 .decoded = nib_alloc_aligned((size_t)n_cols * n_rows * sizeof(float))};
     assert_true(m.bytes && m.decoded);
     char *data = (char *)m.bytes + (nib_format_facts_of(format)->block > 1); /* blocks lie at any address */
-    float *row = random_floats(n_cols, 1);
+    float *row = random_floats(n_cols, 1), *importance = random_floats(n_cols, 1);
+    for (uint32_t i = 0; i < n_cols; i++) importance[i] = 1;
     for (uint32_t r = 0; r < n_rows; r++) {
         for (uint32_t i = 0; i < n_cols; i++) row[i] = random_float() * 0.1f + (r % 3 == 0 ? 0.05f : 0);
-        assert_int_equal(nib_format_encode(format, data + r * row_bytes, row, n_cols, NULL), NIB_VERDICT_OK);
+        nib_verdict seen = nib_format_encode(format, data + r * row_bytes, row, n_cols, NULL);
+        if (seen == NIB_VERDICT_NEEDS_IMPORTANCE)
+            seen = nib_format_encode(format, data + r * row_bytes, row, n_cols, importance);
+        assert_int_equal(seen, NIB_VERDICT_OK);
         nib_format_decode(format, m.decoded + (size_t)r * n_cols, data + r * row_bytes, n_cols);
     }
     nib_free_aligned(row);
+    nib_free_aligned(importance);
     m.matrix = (nib_matrix){format, data, n_cols, n_rows};
     return m;
 }

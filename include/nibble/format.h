@@ -11,7 +11,7 @@ extern "C" {
 
 /* Which kernels multiply with the format. */
 typedef enum nib_class {
-    NIB_CLASS_NONE,   /* known by name and size only */
+    NIB_CLASS_NONE,   /* not for weights: integers, rounded activations, or known by name and size only */
     NIB_CLASS_FLOAT,  /* f32, f16, bf16, plain floats: multiplied as floats */
     NIB_CLASS_SCALED, /* integer codes, a scale (and perhaps a minimum) per 16 or 32 of them: multiplied as integers */
 } nib_class;
@@ -19,9 +19,10 @@ typedef enum nib_class {
 /* What a codec says of a row it was given. */
 typedef enum nib_verdict {
     NIB_VERDICT_OK,
-    NIB_VERDICT_NOT_FINITE,     /* NaN or infinity among the weights */
-    NIB_VERDICT_SCALE_OVERFLOW, /* a block scale does not fit its type */
-    NIB_VERDICT_BAD_CODE,       /* decode side (check): a code the encoder never writes */
+    NIB_VERDICT_NOT_FINITE,       /* NaN or infinity among the weights */
+    NIB_VERDICT_SCALE_OVERFLOW,   /* a block scale does not fit its type */
+    NIB_VERDICT_BAD_CODE,         /* decode side (check): a code the encoder never writes */
+    NIB_VERDICT_NEEDS_IMPORTANCE, /* the encoder works with an importance matrix only: iq1_s, iq2_xs, iq2_xxs */
 } nib_verdict;
 
 /* One format. The facts a person or a planner needs; everything here is constant and lives forever.

@@ -107,6 +107,17 @@ static inline int clamp_int(int value, int low, int high) {
     return capped > low ? capped : low;
 }
 
+/* Ternary codes 0, 1, 2 for -d, 0, d, where d is the largest magnitude. Returns d. */
+static inline float quantize_ternary(uint8_t *restrict code, const float *restrict x, size_t n) {
+    const float d = largest_magnitude(x, n), inverse = d != 0 ? 1 / d : 0;
+    if (inverse > FLT_MAX) { /* d is so small that 1/d overflows: the reference's conversions give 0 */
+        memset(code, 1, n);
+        return d;
+    }
+    for (size_t i = 0; i < n; i++) code[i] = (uint8_t)(round_away(x[i] * inverse) + 1);
+    return d;
+}
+
 /* ---- Cutting codes apart ------------------------------------------------------------------------------------------ */
 
 #define EACH_BYTE(value) (UINT64_C(0x0101010101010101) * (value))

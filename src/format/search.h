@@ -239,6 +239,16 @@ static inline void weigh(float *restrict weight, size_t n, const float *restrict
     for (size_t i = 0; i < n; i++) weight[i] = importance[i] * sqrtf(sigma2 + x[i] * x[i]);
 }
 
+/* The same, or x^2 where there is no importance matrix. */
+static inline void weigh_or_square(float *restrict weight, size_t n, const float *restrict x,
+                                   const float *restrict importance, float sigma2) {
+    if (importance) {
+        weigh(weight, n, x, importance, sigma2);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) weight[i] = x[i] * x[i];
+}
+
 static inline float sum_in_order(const float *x, size_t n) {
     float sum = 0;
     for (size_t i = 0; i < n; i++) sum += x[i];

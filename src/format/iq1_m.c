@@ -1,0 +1,238 @@
+/* iq1_m: 256 weights as 16 sub-blocks of 16, each with a 3-bit scale; a point of 2048 and a shift for every 8 weights.
+ * w = d * (2 scale[g] + 1) * (level + shift[k] / 8), level -1, 0 or 1 (iq1.h)
+ *
+ *   byte  0 .. 31            | 32 .. 47                        | 48 .. 55: u16 a
+ *         byte k: bits 0-7   | nibble k % 2 of byte k / 2:     | bits 3t .. 3t + 2: | bits 12-15: bits
+ *         of the point of    | bits 0-2: bits 8-10 of point k, | scale[4 a + t]     | 4a .. 4a + 3 of
+ *         weights 8 k ..     | bit 3: shift[k] is -1, else 1   |                    | d, an f16
+ *                                                                               56 bytes, 1.75 bits per weight
+ */
+#include "format/iq1.h"
+
+enum { BLOCK = IQ1_BLOCK, SUB = 16, N_SUB = BLOCK / SUB, N_POINTS = BLOCK / IQ1_POINT, N_WAYS = 4 };
+
+typedef struct block {
+    uint8_t low[N_POINTS], high[N_POINTS / 2], scales[4][2];
+} block;
+_Static_assert(sizeof(block) == 56, "an iq1_m block is 56 bytes");
+
+/* The shift of one half of a sub-block for each of the four ways to shift both. */
+static unsigned shift_of(unsigned way, unsigned half) {
+    return half == 0 ? way >> 1 : way & 1;
+}
+
+/* A sub-block on its way. */
+typedef struct fitted {
+    float scale; /* >= 0 */
+    unsigned way;
+    uint16_t point[2];
+} fitted;
+
+/* Sums of all four ways, one lane each. */
+typedef struct way_sums {
+    float xl[N_WAYS], ll[N_WAYS];
+} way_sums;
+
+static void add_ways(way_sums *restrict sums, const way_sums *restrict term) {
+    for (unsigned k = 0; k < N_WAYS; k++) {
+        sums->xl[k] += term->xl[k];
+        sums->ll[k] += term->ll[k];
+    }
+}
+
+/* The split and the shifts with the smallest weighted error. Sums run from the lowest weight to the highest for every
+ * split; what two splits have in common is summed once. Returns the scale, negative if the codes must be mirrored;
+ * *second < *first: there is none. */
+static float find_split(const float *x, const float *weight, const uint8_t *order, unsigned *first, unsigned *second,
+                        unsigned *way) {
+    way_sums term[3][SUB], below = {{0}, {0}};
+    for (unsigned level = 0; level < 3; level++) {
+        for (unsigned j = 0; j < SUB; j++) {
+            const unsigned i = order[j];
+            for (unsigned k = 0; k < N_WAYS; k++) {
+                const float q = IQ1_LEVEL[shift_of(k, i >= SUB / 2)][level];
+                term[level][j].xl[k] = weight[i] * q * x[i];
+                term[level][j].ll[k] = weight[i] * q * q;
+            }
+        }
+    }
+    float best = -FLT_MAX, scale = 0;
+    *first = 1;
+    *second = 0;
+    for (unsigned i1 = 0; i1 <= SUB; i1++) {
+        way_sums middle = below;
+        for (unsigned i2 = i1; i2 <= SUB; i2++) {
+            way_sums all = middle;
+            for (unsigned j = i2; j < SUB; j++) add_ways(&all, &term[2][j]);
+            for (unsigned k = 0; k < N_WAYS; k++) {
+                if (!(all.ll[k] > 0 && all.xl[k] * all.xl[k] > best * all.ll[k])) continue;
+                scale = all.xl[k] / all.ll[k];
+                best = scale * all.xl[k];
+                *first = i1;
+                *second = i2;
+                *way = k;
+            }
+            if (i2 < SUB) add_ways(&middle, &term[1][i2]);
+        }
+        if (i1 < SUB) add_ways(&below, &term[0][i1]);
+    }
+    return scale;
+}
+
+/* false: the sums overflowed, and no scale can be stored. */
+static bool fit_sub(fitted *out, const nib_codebook *book, const float *x, const float *weight) {
+    *out = (fitted){0};
+    if (largest_magnitude(x, SUB) < 1e-7f) return true;
+    uint8_t order[SUB], level[SUB];
+    unsigned first, second;
+    iq1_sort(order, x, SUB);
+    float scale = find_split(x, weight, order, &first, &second, &out->way);
+    if (second < first) return true;
+    const bool mirrored = scale < 0;
+    iq1_split(level, order, SUB, first, second, mirrored);
+    if (mirrored) {
+        scale = -scale;
+        out->way ^= N_WAYS - 1;
+    }
+    bool any_off = false;
+    fit_sums sums = {0, 0};
+    for (unsigned half = 0; half < 2; half++) {
+        const unsigned at = half * IQ1_POINT;
+        const float *shifted = IQ1_LEVEL[shift_of(out->way, half)];
+        const int point = iq1_nearest(book, level + at, x + at, weight + at, scale, shifted, &any_off);
+        if (point < 0) return false;
+        out->point[half] = (uint16_t)point;
+        iq1_add(&sums, book, out->point[half], x + at, weight + at, shifted, 1);
+    }
+    if (any_off && sums.xl > 0 && sums.ll > 0) scale = sums.xl / sums.ll;
+    out->scale = scale;
+    return scale >= 0;
+}
+
+/* Stores 3-bit scales and the scale of the block that fits them best. false if it does not fit half precision. weight:
+ * (256) */
+static bool store_scales(block *restrict out, const nib_codebook *book, const fitted *fit, float max,
+                         const float *restrict x, const float *restrict weight) {
+    float d = max / 15;
+    const float inverse = 1 / d;
+    uint16_t word[4] = {0};
+    fit_sums sums = {0, 0};
+    for (unsigned g = 0; g < N_SUB; g++) {
+        const unsigned code = iq1_scale_code(fit[g].scale, inverse);
+        word[g / 4] = (uint16_t)(word[g / 4] | code << 3 * (g % 4));
+        for (unsigned half = 0; half < 2; half++) {
+            const unsigned at = SUB * g + half * IQ1_POINT;
+            iq1_add(&sums, book, fit[g].point[half], x + at, weight + at, IQ1_LEVEL[shift_of(fit[g].way, half)],
+                    (float)(2 * code + 1));
+        }
+    }
+    if (sums.ll > 0) d = sums.xl / sums.ll;
+    uint8_t half[2];
+    const bool fits = store_half(half, d * 1.1125f);
+    const unsigned bits = nib_load_u16(half);
+    for (unsigned a = 0; a < 4; a++) word[a] = (uint16_t)(word[a] | (bits >> 4 * a & 15) << 12);
+    memcpy(out->scales, word, sizeof word);
+    return fits;
+}
+
+/* false if no finite scale fits. importance may be NULL. */
+static bool encode_block(block *restrict out, const nib_codebook *book, const float *restrict x,
+                         const float *restrict importance) {
+    const float sigma2 = 2 * sum_of_squares(x, BLOCK) / BLOCK;
+    fitted fit[N_SUB];
+    float weight[BLOCK], max = 0;
+    memset(out, 0, sizeof *out);
+    weigh_or_square(weight, BLOCK, x, importance, sigma2);
+    for (unsigned g = 0; g < N_SUB; g++) {
+        if (!fit_sub(&fit[g], book, x + SUB * g, weight + SUB * g)) return false;
+        max = max > fit[g].scale ? max : fit[g].scale;
+    }
+    for (unsigned g = 0; g < N_SUB; g++) {
+        unsigned high = 0;
+        for (unsigned half = 0; half < 2; half++) {
+            const unsigned down = max != 0 && shift_of(fit[g].way, half) == IQ1_DOWN;
+            out->low[2 * g + half] = (uint8_t)fit[g].point[half];
+            high |= ((unsigned)fit[g].point[half] >> 8 | down << 3) << 4 * half;
+        }
+        out->high[g] = (uint8_t)high;
+    }
+    return max == 0 || store_scales(out, book, fit, max, x, weight);
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    const nib_codebook *book = nib_codebook_to_encode(NIB_CODEBOOK_TERNARY_2048);
+    block *out = dst;
+    for (size_t i = 0; i < n; i += BLOCK) {
+        if (!encode_block(out++, book, src + i, importance ? importance + i : NULL)) return NIB_VERDICT_SCALE_OVERFLOW;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static inline void read_scale_of_block(uint8_t half[2], const block *in) {
+    unsigned bits = 0;
+    for (unsigned a = 0; a < 4; a++) bits |= (unsigned)(in->scales[a][1] >> 4) << 4 * a;
+    const uint16_t stored = (uint16_t)bits;
+    memcpy(half, &stored, sizeof stored);
+}
+
+static inline void read_block(int8_t eighths[BLOCK], float scale[N_SUB], const block *in, const nib_codebook *book) {
+    uint8_t half[2];
+    read_scale_of_block(half, in);
+    const float d = load_half(half);
+    for (unsigned g = 0; g < N_SUB; g++)
+        scale[g] = d * (float)(2 * (nib_load_u16(in->scales[g / 4]) >> 3 * (g % 4) & 7) + 1);
+    for (unsigned k = 0; k < N_POINTS; k++) {
+        const unsigned high = in->high[k / 2] >> 4 * (k % 2);
+        iq1_read_point(eighths + IQ1_POINT * k, book, in->low[k] | (high & 7) << 8, high & 8);
+    }
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048);
+    const block *in = src;
+    for (size_t i = 0; i < n; i += BLOCK, in++) {
+        int8_t eighths[BLOCK];
+        float scale[N_SUB];
+        read_block(eighths, scale, in, book);
+        iq1_decode_block(dst + i, eighths, scale, N_SUB);
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        uint8_t half[2];
+        read_scale_of_block(half, &in[i]);
+        if (!half_is_finite(half)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format, (void)n; /* n is one whole block */
+    int8_t eighths[BLOCK];
+    float scale[N_SUB];
+    read_block(eighths, scale, src, nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048));
+    iq1_unpack_block(out, eighths, scale, N_SUB);
+}
+
+NIB_FORMATS(iq1_m, {.facts = {.name = "iq1_m",
+                              .gguf_name = "iq1_m",
+                              .gguf_type = 29,
+                              .block = BLOCK,
+                              .bytes = sizeof(block),
+                              .kind = NIB_CLASS_SCALED,
+                              .about = "1.75 bits from a codebook of 2048 points, scales per 16: for very large models",
+                              .can_encode = true,
+                              .can_decode = true},
+                    .activation = NIB_ACT_Q8_256,
+                    .group = SUB,
+                    .encode = encode,
+                    .decode = decode,
+                    .check = check,
+                    .unpack = unpack});

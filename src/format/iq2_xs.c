@@ -1,0 +1,118 @@
+/* iq2_xs: 256 weights as 16 sub-blocks of 16, each with a 4-bit scale; a point of 512 and 7 signs for every 8 weights.
+ * w = d * (2 scale[g] + 1) / 8 * magnitude, with its sign. Encoding needs an importance matrix.
+ *
+ *   byte  0  1 | 2 .. 65: u16 k, weights 8 k .. 8 k + 7 | 66 .. 73
+ *         d    | bits 0-8: point | bits 9-15: signs of  | byte b: scale[2b+1] : scale[2b]
+ *         f16  |                 | the first 7          |                          74 bytes, 2.3125 bits per weight
+ */
+#include "format/codebook_search.h"
+
+enum { BLOCK = 256, SUB = 16, N_SCALES = BLOCK / SUB };
+
+typedef struct block {
+    uint8_t d[2], points[BLOCK / 8][2], scale[N_SCALES / 2];
+} block;
+_Static_assert(sizeof(block) == 74, "an iq2_xs block is 74 bytes");
+
+static const point_search SEARCH = {.n = SUB,
+                                    .group = 8,
+                                    .n_levels = 3,
+                                    .n_steps = 9,
+                                    .step = 0.1f,
+                                    .zero = SEARCH_ZERO,
+                                    .even_signs = true,
+                                    .redo = REDO_OFF_POINT};
+
+/* false if no finite scale fits. */
+static bool encode_block(block *restrict out, const nib_codebook *book, const float *restrict x,
+                         const float *restrict importance) {
+    const float sigma2 = sum_of_squares(x, BLOCK) / BLOCK;
+    float scale[N_SCALES];
+    memset(out, 0, sizeof *out);
+    for (unsigned g = 0; g < N_SCALES; g++) {
+        fitted_points fit;
+        float weight[SUB];
+        weigh(weight, SUB, x + SUB * g, importance + SUB * g, sigma2);
+        if (!fit_points(&SEARCH, book, x + SUB * g, weight, &fit)) return false;
+        scale[g] = fit.scale;
+        for (unsigned l = 0; l < 2; l++) {
+            const uint16_t word = (uint16_t)(fit.point[l] | fit.sign[l] << 9);
+            memcpy(out->points[2 * g + l], &word, sizeof word);
+        }
+    }
+    const float max = largest_scale(scale, N_SCALES), d = max / 31;
+    if (max == 0) {
+        memset(out, 0, sizeof *out);
+        return true;
+    }
+    uint8_t code[N_SCALES];
+    quantize_scales(code, scale, N_SCALES, d);
+    for (unsigned b = 0; b < N_SCALES / 2; b++) out->scale[b] = (uint8_t)(code[2 * b] | code[2 * b + 1] << 4);
+    return store_half(out->d, d);
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    if (!importance) return NIB_VERDICT_NEEDS_IMPORTANCE;
+    const nib_codebook *book = nib_codebook_to_encode(NIB_CODEBOOK_PAIRS_512);
+    block *out = dst;
+    for (size_t i = 0; i < n; i += BLOCK) {
+        if (!encode_block(out++, book, src + i, importance + i)) return NIB_VERDICT_SCALE_OVERFLOW;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static inline void read_block(int8_t value[BLOCK], float scale[N_SCALES], const block *in, const nib_codebook *book) {
+    const float d = load_half(in->d);
+    for (unsigned g = 0; g < N_SCALES; g++) scale[g] = d * (0.5f + (float)(in->scale[g / 2] >> g % 2 * 4 & 15)) * 0.25f;
+    for (unsigned k = 0; k < BLOCK / 8; k++) {
+        const unsigned word = nib_load_u16(in->points[k]);
+        put_signs(value + 8 * k, nib_load_u64(book->value + 8 * (word & 511)), all_signs(word >> 9));
+    }
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_512);
+    const block *in = src;
+    for (size_t i = 0; i < n; i += BLOCK, in++) {
+        int8_t value[BLOCK];
+        float scale[N_SCALES];
+        read_block(value, scale, in, book);
+        scale_values(dst + i, value, scale, N_SCALES);
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (!half_is_finite(in[i].d)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format, (void)n; /* n is one whole block */
+    int8_t value[BLOCK];
+    read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_512));
+    offset_codes(out, value, N_SCALES);
+}
+
+NIB_FORMATS(iq2_xs, {.facts = {.name = "iq2_xs",
+                               .gguf_name = "iq2_xs",
+                               .gguf_type = 17,
+                               .block = BLOCK,
+                               .bytes = sizeof(block),
+                               .kind = NIB_CLASS_SCALED,
+                               .about = "2 bits from a codebook of 512 points, scales per 16; needs importance",
+                               .can_encode = true,
+                               .can_decode = true},
+                     .activation = NIB_ACT_Q8_256,
+                     .group = BLOCK / N_SCALES,
+                     .encode = encode,
+                     .decode = decode,
+                     .check = check,
+                     .unpack = unpack});

@@ -1,0 +1,119 @@
+/* iq3_s: 256 weights as 8 sub-blocks of 32, each with a 4-bit scale; a point of 512 for every 4 weights; all signs.
+ * w = d * (2 scale[b] + 1) * magnitude, with its sign
+ *
+ *   byte  0  1 | 2 .. 65             | 66 .. 73             | 74 .. 105            | 106 .. 109
+ *         d    | byte 8 b + k: bits  | bit k of byte b:     | bit i of byte g:     | byte b: scale[2b+1] :
+ *         f16  | 0-7 of the point of | bit 8 of that point  | sign of weight       | scale[2b]
+ *              | weights 32 b + 4 k  |                      | 8 g + i     110 bytes, 3.4375 bits per weight
+ */
+#include "format/codebook_search.h"
+
+enum { BLOCK = 256, SUB = 32, N_SUB = BLOCK / SUB };
+
+typedef struct block {
+    uint8_t d[2], low[BLOCK / 4], high[N_SUB], sign[BLOCK / 8], scale[N_SUB / 2];
+} block;
+_Static_assert(sizeof(block) == 110, "an iq3_s block is 110 bytes");
+
+static const point_search SEARCH = {
+    .n = SUB, .group = 4, .n_levels = 8, .n_steps = 9, .step = 0.2f, .zero = FLT_TRUE_MIN, .redo = REDO_ALL_IF_OFF};
+
+/* false if no finite scale fits. importance may be NULL.
+ * A sub-block of zeros takes no place among low bits and signs, though decoders expect one: those that follow move up.
+ * The reference does so, and its bytes are the format's definition. */
+static bool encode_block(block *restrict out, const nib_codebook *book, const float *restrict x,
+                         const float *restrict importance) {
+    const float sigma2 = 2 * sum_of_squares(x, BLOCK) / BLOCK;
+    float scale[N_SUB];
+    uint8_t *low = out->low, *sign = out->sign;
+    memset(out, 0, sizeof *out);
+    for (unsigned b = 0; b < N_SUB; b++) {
+        fitted_points fit;
+        float weight[SUB];
+        weigh_or_square(weight, SUB, x + SUB * b, importance ? importance + SUB * b : NULL, sigma2);
+        if (!fit_points(&SEARCH, book, x + SUB * b, weight, &fit)) return false;
+        scale[b] = fit.scale;
+        if (fit.is_zero) continue;
+        for (unsigned k = 0; k < 8; k++) {
+            *low++ = (uint8_t)fit.point[k];
+            out->high[b] |= (uint8_t)(fit.point[k] >> 8 << k);
+        }
+        for (unsigned l = 0; l < 4; l++) *sign++ = fit.sign[l];
+    }
+    const float max = largest_scale(scale, N_SUB), d = max / 31;
+    if (max == 0) return true;
+    uint8_t code[N_SUB];
+    quantize_scales(code, scale, N_SUB, d);
+    for (unsigned b = 0; b < N_SUB; b += 2) out->scale[b / 2] = (uint8_t)(code[b] | code[b + 1] << 4);
+    return store_half(out->d, d * 1.033f);
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    const nib_codebook *book = nib_codebook_to_encode(NIB_CODEBOOK_TRIPLES_512);
+    block *out = dst;
+    for (size_t i = 0; i < n; i += BLOCK) {
+        if (!encode_block(out++, book, src + i, importance ? importance + i : NULL)) return NIB_VERDICT_SCALE_OVERFLOW;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static inline void read_block(int8_t value[BLOCK], float scale[N_SUB], const block *in, const nib_codebook *book) {
+    const float d = load_half(in->d);
+    for (unsigned b = 0; b < N_SUB; b++) {
+        scale[b] = d * (float)(1 + 2 * (in->scale[b / 2] >> b % 2 * 4 & 15));
+        for (unsigned l = 0; l < 4; l++) {
+            const unsigned k = 2 * l;
+            const unsigned first = in->low[8 * b + k] | (in->high[b] >> k & 1u) << 8;
+            const unsigned second = in->low[8 * b + k + 1] | (in->high[b] >> (k + 1) & 1u) << 8;
+            const uint64_t low = nib_load_u32(book->value + 4 * first), high = nib_load_u32(book->value + 4 * second);
+            put_signs(value + SUB * b + 8 * l, low | high << 32, in->sign[4 * b + l]);
+        }
+    }
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512);
+    const block *in = src;
+    for (size_t i = 0; i < n; i += BLOCK, in++) {
+        int8_t value[BLOCK];
+        float scale[N_SUB];
+        read_block(value, scale, in, book);
+        scale_values(dst + i, value, scale, N_SUB);
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (!half_is_finite(in[i].d)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format, (void)n; /* n is one whole block */
+    int8_t value[BLOCK];
+    read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512));
+    offset_codes(out, value, N_SUB);
+}
+
+NIB_FORMATS(iq3_s, {.facts = {.name = "iq3_s",
+                              .gguf_name = "iq3_s",
+                              .gguf_type = 21,
+                              .block = BLOCK,
+                              .bytes = sizeof(block),
+                              .kind = NIB_CLASS_SCALED,
+                              .about = "3 bits from a codebook of 512 points: better than q3_k at its size",
+                              .can_encode = true,
+                              .can_decode = true},
+                    .activation = NIB_ACT_Q8_256,
+                    .group = SUB,
+                    .encode = encode,
+                    .decode = decode,
+                    .check = check,
+                    .unpack = unpack});

@@ -1,0 +1,84 @@
+/* iq4_nl: 32 weights, one scale, 4-bit codes of 16 uneven levels (iq4.h). w = d * level[q]
+ *
+ *   byte  0  1 | 2             ..  17
+ *         d    | q[16]:q[0] .. q[31]:q[15]      18 bytes, 4.5 bits per weight
+ *         f16  | high nibble : low nibble
+ */
+#include "format/iq4.h"
+
+enum { BLOCK = 32 };
+
+typedef struct block {
+    uint8_t d[2], q[BLOCK / 2];
+} block;
+_Static_assert(sizeof(block) == 18, "an iq4_nl block is 18 bytes");
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    block *out = dst;
+    bool fits = true;
+    for (size_t i = 0; i < n; i += BLOCK, out++) {
+        uint8_t code[BLOCK];
+        float weight[BLOCK];
+        const float sigma2 = sum_of_squares(src + i, BLOCK) * (2.0f / BLOCK);
+        weigh_or_square(weight, IQ4_SUB, src + i, importance ? importance + i : NULL, sigma2);
+        const float scale = iq4_fit(src + i, weight);
+        fits &= store_half(out->d, scale);
+        iq4_quantize(code, src + i, scale != 0 ? 1 / scale : 0);
+        pack_nibbles_32(out->q, code);
+    }
+    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
+        uint8_t code[BLOCK];
+        int8_t level[BLOCK];
+        const float d = load_half(in->d);
+        cut_nibbles_32(code, in->q);
+        iq4_levels(level, code);
+        for (unsigned j = 0; j < BLOCK; j++) dst[j] = d * (float)level[j];
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (!half_is_finite(in[i].d)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++) {
+        uint8_t code[BLOCK];
+        const float d = load_half(in->d);
+        out->scale[i] = d;
+        out->min[i] = 128 * d;
+        cut_nibbles_32(code, in->q);
+        for (unsigned j = 0; j < BLOCK; j++) out->code[i * BLOCK + j] = (uint8_t)(IQ4_LEVEL[code[j]] + 128);
+    }
+}
+
+NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
+                               .gguf_name = "iq4_nl",
+                               .gguf_type = 20,
+                               .block = BLOCK,
+                               .bytes = sizeof(block),
+                               .kind = NIB_CLASS_SCALED,
+                               .about = "4 bits on 16 uneven levels, a scale per 32: better than q4_0 at its size",
+                               .can_encode = true,
+                               .can_decode = true},
+                     .activation = NIB_ACT_Q8_32,
+                     .group = BLOCK,
+                     .encode = encode,
+                     .decode = decode,
+                     .check = check,
+                     .unpack = unpack});

@@ -1,0 +1,115 @@
+/* iq4_xs: 256 weights as 8 sub-blocks of 32, each with a signed 6-bit scale; 4-bit codes of 16 uneven levels (iq4.h).
+ * w = d * (scale[b] - 32) * level[q]
+ *
+ *   byte  0  1 | 2 3               | 4 .. 7                  | 8 .. 135
+ *         d    | bits 2b, 2b+1:    | byte b:                 | byte 16 b + j:
+ *         f16  | bits 4-5 of       | scale[2b+1] : scale[2b] | code 32 b + j + 16 : code 32 b + j
+ *              | scale[b]          | bits 0-3                |          136 bytes, 4.25 bits per weight
+ */
+#include "format/iq4.h"
+
+enum { BLOCK = 256, N_SUB = BLOCK / IQ4_SUB };
+
+typedef struct block {
+    uint8_t d[2], scale_high[2], scale_low[N_SUB / 2], q[BLOCK / 2];
+} block;
+_Static_assert(sizeof(block) == 136, "an iq4_xs block is 136 bytes");
+
+static void read_scales(float scale[N_SUB], const block *in) {
+    const float d = load_half(in->d);
+    const unsigned high = nib_load_u16(in->scale_high);
+    for (unsigned b = 0; b < N_SUB; b++) {
+        const unsigned code = (in->scale_low[b / 2] >> b % 2 * 4 & 15) | (high >> 2 * b & 3) << 4;
+        scale[b] = d * (float)((int)code - 32);
+    }
+}
+
+/* false if the scale does not fit half precision. importance may be NULL. */
+static bool encode_block(block *restrict out, const float *restrict x, const float *restrict importance) {
+    const float sigma2 = sum_of_squares(x, BLOCK) * (2.0f / BLOCK);
+    float scale[N_SUB];
+    for (unsigned b = 0; b < N_SUB; b++) {
+        float weight[IQ4_SUB];
+        weigh_or_square(weight, IQ4_SUB, x + IQ4_SUB * b, importance ? importance + IQ4_SUB * b : NULL, sigma2);
+        scale[b] = iq4_fit(x + IQ4_SUB * b, weight);
+    }
+    /* the largest scale becomes -32; codes follow d before it is rounded */
+    const float d = -extreme_number(scale, N_SUB) / 32, inverse = d != 0 ? 1 / d : 0;
+    uint16_t high = 0;
+    memset(out->scale_low, 0, sizeof out->scale_low);
+    for (unsigned b = 0; b < N_SUB; b++) {
+        const int level = clamp_int(round_even(inverse * scale[b]), -32, 31);
+        const float sub_scale = d * (float)level;
+        const unsigned stored = (unsigned)(level + 32);
+        uint8_t code[IQ4_SUB];
+        iq4_quantize(code, x + IQ4_SUB * b, sub_scale != 0 ? 1 / sub_scale : 0);
+        pack_nibbles_32(out->q + 16 * b, code);
+        out->scale_low[b / 2] |= (uint8_t)((stored & 15) << b % 2 * 4);
+        high = (uint16_t)(high | stored >> 4 << 2 * b);
+    }
+    memcpy(out->scale_high, &high, sizeof high);
+    return store_half(out->d, d);
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    block *out = dst;
+    bool fits = true;
+    for (size_t i = 0; i < n; i += BLOCK) fits &= encode_block(out++, src + i, importance ? importance + i : NULL);
+    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n; i += BLOCK, in++) {
+        float scale[N_SUB];
+        read_scales(scale, in);
+        for (unsigned b = 0; b < N_SUB; b++) {
+            uint8_t code[IQ4_SUB];
+            int8_t level[IQ4_SUB];
+            cut_nibbles_32(code, in->q + 16 * b);
+            iq4_levels(level, code);
+            for (unsigned j = 0; j < IQ4_SUB; j++) dst[i + IQ4_SUB * b + j] = scale[b] * (float)level[j];
+        }
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (!half_is_finite(in[i].d)) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format, (void)n; /* n is one whole block */
+    const block *in = src;
+    read_scales(out->scale, in);
+    for (unsigned b = 0; b < N_SUB; b++) {
+        uint8_t code[IQ4_SUB];
+        out->min[b] = 128 * out->scale[b];
+        cut_nibbles_32(code, in->q + 16 * b);
+        for (unsigned j = 0; j < IQ4_SUB; j++) out->code[IQ4_SUB * b + j] = (uint8_t)(IQ4_LEVEL[code[j]] + 128);
+    }
+}
+
+NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
+                               .gguf_name = "iq4_xs",
+                               .gguf_type = 23,
+                               .block = BLOCK,
+                               .bytes = sizeof(block),
+                               .kind = NIB_CLASS_SCALED,
+                               .about = "4 bits on 16 uneven levels, 6-bit scales per 32: q4_k's quality in less space",
+                               .can_encode = true,
+                               .can_decode = true},
+                     .activation = NIB_ACT_Q8_256,
+                     .group = IQ4_SUB,
+                     .encode = encode,
+                     .decode = decode,
+                     .check = check,
+                     .unpack = unpack});

@@ -1,0 +1,108 @@
+/* mxfp4: 32 weights as 4-bit floats (e2m1.h) with a power of two as scale: the OCP Microscaling format MXFP4.
+ * w = 2^(e - 127) * value[q]
+ *
+ *   byte  0  | 1             ..  16
+ *         e  | q[16]:q[0] .. q[31]:q[15]      17 bytes, 4.25 bits per weight
+ */
+#include "format/e2m1.h"
+
+enum { BLOCK = 32, NO_NUMBER = 255 };
+
+typedef struct block {
+    uint8_t e, q[BLOCK / 2];
+} block;
+_Static_assert(sizeof(block) == 17, "an mxfp4 block is 17 bytes");
+
+/* 2^(e - 128), the smallest two as subnormal numbers. */
+static inline float half_scale(uint8_t e) {
+    return nib_float_of(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
+}
+
+/* floor(log2(x)) for x > 0, where log2(x) is rounded to float first as in the reference: numbers so close below a power
+ * of two that their logarithm rounds up to a whole number count as that power. Just below 2^k by j units of 2^(k-24) the
+ * logarithm is k - j 2^-24 / ln 2, and numbers below k (in magnitude, at and above -k) are spaced 2^(p-23), where
+ * 2^p < k <= 2^(p+1) for k > 0 and 2^p <= -k < 2^(p+1) for k < 0. */
+static int floor_log2(float x) {
+    uint32_t bits = nib_bits_of(x);
+    int down = 0;
+    if (bits < 0x00800000u) {
+        bits = nib_bits_of(x * 0x1p24f);
+        down = 24;
+    }
+    const int whole = (int)(bits >> 23) - 127 - down, next = whole + 1;
+    if (next == 0) return whole;
+    int spaced = 1; /* 2^(p+1) */
+    if (next > 0) {
+        while (spaced < next) spaced *= 2;
+    } else {
+        while (spaced <= -next) spaced *= 2;
+    }
+    const int below = (int)(0x00800000u - (bits & 0x007fffffu)); /* j */
+    return (float)below <= 0.69314718f * 0.5f * (float)spaced ? next : whole;
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format, (void)importance;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    block *out = dst;
+    bool fits = true;
+    for (size_t i = 0; i < n; i += BLOCK, out++) {
+        uint8_t code[BLOCK];
+        const float magnitude = largest_magnitude(src + i, BLOCK);
+        out->e = magnitude > 0 ? (uint8_t)(floor_log2(magnitude) - 2 + 127) : 0; /* wraps around, as the reference */
+        fits &= out->e != NO_NUMBER;
+        e2m1_quantize(code, src + i, BLOCK, half_scale(out->e));
+        pack_nibbles_32(out->q, code);
+    }
+    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
+        uint8_t code[BLOCK];
+        const float half = half_scale(in->e);
+        cut_nibbles_32(code, in->q);
+        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)E2M1_DOUBLE[code[j]] * half;
+    }
+}
+
+static nib_verdict check(const nib_format *format, const void *src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++) {
+        if (in[i].e == NO_NUMBER) return NIB_VERDICT_NOT_FINITE;
+    }
+    return NIB_VERDICT_OK;
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++) {
+        uint8_t code[BLOCK];
+        const float half = half_scale(in->e);
+        out->scale[i] = half;
+        out->min[i] = E2M1_OFFSET * half;
+        cut_nibbles_32(code, in->q);
+        for (unsigned j = 0; j < BLOCK; j++) out->code[i * BLOCK + j] = (uint8_t)(E2M1_DOUBLE[code[j]] + E2M1_OFFSET);
+    }
+}
+
+NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
+                              .gguf_name = "mxfp4",
+                              .gguf_type = 39,
+                              .block = BLOCK,
+                              .bytes = sizeof(block),
+                              .kind = NIB_CLASS_SCALED,
+                              .about = "4-bit floats, a power-of-two scale per 32: for models trained in it",
+                              .can_encode = true,
+                              .can_decode = true},
+                    .activation = NIB_ACT_Q8_32,
+                    .group = BLOCK,
+                    .encode = encode,
+                    .decode = decode,
+                    .check = check,
+                    .unpack = unpack});

@@ -1,0 +1,107 @@
+/* nvfp4: 64 weights as 4 sub-blocks of 16; 4-bit floats (e2m1.h) with an 8-bit float as scale of each sub-block.
+ * w = scale[s] * value[q]
+ *
+ *   byte  0 .. 3        | 4 .. 35
+ *         scale[0..3]   | byte 8 s + j (j < 8):
+ *         ue4m3         | q[16 s + 8 + j] : q[16 s + j]         36 bytes, 4.5 bits per weight
+ *
+ *   ue4m3: 4 exponent bits with bias 7, 3 mantissa bits, no sign; exponent 0: mantissa * 2^-9; 0x7f reads as 0.
+ *   Scales stop at 448: weights beyond 6 * 448 are cut off. (The scale of the whole tensor that the format counts on is
+ *   a tensor of its own.) */
+#include "format/e2m1.h"
+
+enum { BLOCK = 64, SUB = 16, N_SUB = BLOCK / SUB, LARGEST = 0x7e };
+
+typedef struct block {
+    uint8_t scale[N_SUB], q[BLOCK / 2];
+} block;
+_Static_assert(sizeof(block) == 36, "an nvfp4 block is 36 bytes");
+
+/* Half the value of a ue4m3. */
+static inline float half_scale(uint8_t code) {
+    const unsigned exponent = code >> 3 & 15, mantissa = code & 7;
+    if (code == 0x7f) return 0;
+    if (exponent == 0) return (float)mantissa * 0x1p-10f;
+    return nib_float_of((exponent - 8 + 127) << 23 | mantissa << 20);
+}
+
+/* The nearest ue4m3, halves up; with the largest exponent always the largest value, as in the reference. */
+static uint8_t store_scale(float x) {
+    if (!(x > 0)) return 0;
+    if (x >= 256) return LARGEST;
+    if (x < 0x1p-6f) { /* subnormal */
+        const int mantissa = (int)(x * 512 + 0.5f);
+        return (uint8_t)(mantissa < 7 ? mantissa : 7);
+    }
+    const uint32_t rounded = (nib_bits_of(x) + (1u << 19)) >> 20; /* exponent : mantissa, bias 127 */
+    const uint32_t code = rounded - ((127 - 7) << 3);
+    return (uint8_t)(code < 15 << 3 ? code : LARGEST);
+}
+
+static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
+                          const float *restrict importance) {
+    (void)format, (void)importance;
+    if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
+    block *out = dst;
+    for (size_t i = 0; i < n; i += BLOCK, out++) {
+        for (unsigned s = 0; s < N_SUB; s++) {
+            const float *x = src + i + SUB * s;
+            uint8_t code[SUB];
+            out->scale[s] = store_scale(largest_magnitude(x, SUB) / 6.0f);
+            e2m1_quantize(code, x, SUB, half_scale(out->scale[s]));
+            for (unsigned j = 0; j < 8; j++) out->q[8 * s + j] = (uint8_t)(code[j] | code[j + 8] << 4);
+        }
+    }
+    return NIB_VERDICT_OK;
+}
+
+static inline void read_codes(uint8_t code[BLOCK], const block *in) {
+    for (unsigned s = 0; s < N_SUB; s++) {
+        const uint64_t word = nib_load_u64(in->q + 8 * s);
+        const uint64_t halves[2] = {word & EACH_BYTE(15), word >> 4 & EACH_BYTE(15)};
+        memcpy(code + SUB * s, halves, sizeof halves);
+    }
+}
+
+static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
+        uint8_t code[BLOCK];
+        read_codes(code, in);
+        for (unsigned s = 0; s < N_SUB; s++) {
+            const float half = half_scale(in->scale[s]);
+            for (unsigned j = 0; j < SUB; j++) dst[SUB * s + j] = (float)E2M1_DOUBLE[code[SUB * s + j]] * half;
+        }
+    }
+}
+
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    (void)format;
+    const block *in = src;
+    for (size_t i = 0; i < n / BLOCK; i++, in++) {
+        uint8_t code[BLOCK];
+        read_codes(code, in);
+        for (unsigned s = 0; s < N_SUB; s++) {
+            const float half = half_scale(in->scale[s]);
+            out->scale[i * N_SUB + s] = half;
+            out->min[i * N_SUB + s] = E2M1_OFFSET * half;
+        }
+        for (unsigned j = 0; j < BLOCK; j++) out->code[i * BLOCK + j] = (uint8_t)(E2M1_DOUBLE[code[j]] + E2M1_OFFSET);
+    }
+}
+
+NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
+                              .gguf_name = "nvfp4",
+                              .gguf_type = 40,
+                              .block = BLOCK,
+                              .bytes = sizeof(block),
+                              .kind = NIB_CLASS_SCALED,
+                              .about = "4-bit floats, an 8-bit float scale per 16",
+                              .can_encode = true,
+                              .can_decode = true},
+                    .activation = NIB_ACT_Q8_32,
+                    .group = SUB,
+                    .encode = encode,
+                    .decode = decode,
+                    .unpack = unpack});

@@ -308,6 +308,39 @@ static void test_experts(void **state) {
     nib_string_fini(&image);
 }
 
+/* Nibble's own formats where their block does not divide the row: a smaller one of the same kind, else f16. */
+static void test_own_blocks(void **state) {
+    (void)state;
+    static const made_tensor tensors[] = {{"output.weight", 320, 2},
+                                          {"token_embd.weight", 320, 2},
+                                          {"blk.0.attn_k.weight", 256, 2},
+                                          {"blk.0.attn_q.weight", 384, 2},
+                                          {"blk.0.ffn_up.weight", 48, 2}};
+    static const struct {
+        const char *recipe, *expected;
+    } cases[] = {
+        {"q4a_256", "output.weight=q8_0* token_embd.weight=q4a_64* blk.0.attn_k.weight=q4a_256 "
+                    "blk.0.attn_q.weight=q4a_128* blk.0.ffn_up.weight=f16*"},
+        {"q8m_128", "output.weight=q8m_64* token_embd.weight=q8m_64* blk.0.attn_k.weight=q8m_128 "
+                    "blk.0.attn_q.weight=q8m_128 blk.0.ffn_up.weight=f16*"},
+        {"q3s", "output.weight=q8_0* token_embd.weight=q3s blk.0.attn_k.weight=q3s blk.0.attn_q.weight=q3s "
+                "blk.0.ffn_up.weight=f16*"},
+        {"f4_e2m1_256", "output.weight=q8_0* token_embd.weight=f4_e2m1_64* blk.0.attn_k.weight=f4_e2m1_256 "
+                        "blk.0.attn_q.weight=f4_e2m1_128* blk.0.ffn_up.weight=f16*"},
+        {"F8_E4M3", "output.weight=f8_e4m3 token_embd.weight=f8_e4m3 blk.0.attn_k.weight=f8_e4m3 "
+                    "blk.0.attn_q.weight=f8_e4m3 blk.0.ffn_up.weight=f8_e4m3"},
+    };
+    nib_string image = {0};
+    nib_gguf *gguf = make_model(&image, "llama", 1, 0, tensors, 5);
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++)
+        expect_choice(gguf, cases[i].recipe, false, cases[i].expected);
+    expect_choice(gguf, "q4a_256", true,
+                  "output.weight=q4a_64* token_embd.weight=q4a_64* blk.0.attn_k.weight=q4a_256 "
+                  "blk.0.attn_q.weight=q4a_128* blk.0.ffn_up.weight=f16*");
+    nib_gguf_close(gguf);
+    nib_string_fini(&image);
+}
+
 /* Value matrices of an 80-layer llama with fewer value heads get 5 bits. */
 static void test_70b(void **state) {
     (void)state;
@@ -334,7 +367,7 @@ static void test_names(void **state) {
         assert_true(facts->can_encode && facts->can_decode);
         assert_int_equal(nib_recipe_file_type(recipe) == UINT32_MAX, facts->is_nibbles_own);
     }
-    assert_int_equal(n, 23);
+    assert_int_equal(n, 21 + 84 + 25); /* llama-quantize's, the grid family, the plain floats */
     assert_int_equal(nib_recipe_file_type(nib_recipe_find("q4_k_m", NULL)), 15);
     assert_int_equal(nib_recipe_file_type(nib_recipe_find("Q4_K", NULL)), 15);
     assert_null(nib_recipe_find("q4_l", &error));
@@ -349,8 +382,9 @@ static void test_names(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),   cmocka_unit_test(test_rules), cmocka_unit_test(test_odd_rows),
-        cmocka_unit_test(test_experts), cmocka_unit_test(test_70b),   cmocka_unit_test(test_recorded_runs),
+        cmocka_unit_test(test_names),         cmocka_unit_test(test_rules), cmocka_unit_test(test_odd_rows),
+        cmocka_unit_test(test_experts),       cmocka_unit_test(test_70b),   cmocka_unit_test(test_own_blocks),
+        cmocka_unit_test(test_recorded_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

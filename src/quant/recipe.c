@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@
 typedef enum mix {
     MIX_FLOAT, /* every touched tensor in one float format */
     MIX_PLAIN, /* no rows of its own in mixes[] */
-    MIX_OWN,   /* nibble's formats */
+    MIX_OWN,   /* nibble's formats: as MIX_PLAIN, but any shape finds a place */
     MIX_Q2_K,
     MIX_Q2_K_S,
     MIX_Q3_K_S,
@@ -39,16 +40,29 @@ struct nib_recipe {
 };
 
 static const nib_recipe recipes[] = {
-    {"f32", "f32", 0, MIX_FLOAT},       {"f16", "f16", 1, MIX_FLOAT},        {"bf16", "bf16", 32, MIX_FLOAT},
-    {"q8_0", "q8_0", 7, MIX_PLAIN},     {"q8a", "q8a", UINT32_MAX, MIX_OWN}, {"q6_k", "q6_k", 18, MIX_PLAIN},
-    {"q5_1", "q5_1", 9, MIX_PLAIN},     {"q5_k", "q5_k", 17, MIX_Q5_K_M},    {"q5_k_m", "q5_k", 17, MIX_Q5_K_M},
-    {"q5_k_s", "q5_k", 16, MIX_PLAIN},  {"q5_0", "q5_0", 8, MIX_PLAIN},      {"q4_1", "q4_1", 3, MIX_PLAIN},
-    {"q4_k", "q4_k", 15, MIX_Q4_K_M},   {"q4_k_m", "q4_k", 15, MIX_Q4_K_M},  {"q4_k_s", "q4_k", 14, MIX_Q4_K_S},
-    {"q4_0", "q4_0", 2, MIX_PLAIN},     {"q3_k_l", "q3_k", 13, MIX_Q3_K_L},  {"q3_k", "q3_k", 12, MIX_Q3_K_M},
-    {"q3_k_m", "q3_k", 12, MIX_Q3_K_M}, {"q3_k_s", "q3_k", 11, MIX_Q3_K_S},  {"q2_k", "q2_k", 10, MIX_Q2_K},
-    {"q2_k_s", "q2_k", 21, MIX_Q2_K_S}, {"q2s", "q2s", UINT32_MAX, MIX_OWN},
+    {"f32", "f32", 0, MIX_FLOAT},       {"f16", "f16", 1, MIX_FLOAT},       {"bf16", "bf16", 32, MIX_FLOAT},
+    {"q8_0", "q8_0", 7, MIX_PLAIN},     {"q6_k", "q6_k", 18, MIX_PLAIN},    {"q5_1", "q5_1", 9, MIX_PLAIN},
+    {"q5_k", "q5_k", 17, MIX_Q5_K_M},   {"q5_k_m", "q5_k", 17, MIX_Q5_K_M}, {"q5_k_s", "q5_k", 16, MIX_PLAIN},
+    {"q5_0", "q5_0", 8, MIX_PLAIN},     {"q4_1", "q4_1", 3, MIX_PLAIN},     {"q4_k", "q4_k", 15, MIX_Q4_K_M},
+    {"q4_k_m", "q4_k", 15, MIX_Q4_K_M}, {"q4_k_s", "q4_k", 14, MIX_Q4_K_S}, {"q4_0", "q4_0", 2, MIX_PLAIN},
+    {"q3_k_l", "q3_k", 13, MIX_Q3_K_L}, {"q3_k", "q3_k", 12, MIX_Q3_K_M},   {"q3_k_m", "q3_k", 12, MIX_Q3_K_M},
+    {"q3_k_s", "q3_k", 11, MIX_Q3_K_S}, {"q2_k", "q2_k", 10, MIX_Q2_K},     {"q2_k_s", "q2_k", 21, MIX_Q2_K_S},
 };
-enum { N_RECIPES = sizeof recipes / sizeof *recipes, LONGEST_NAME = 31 };
+enum { N_RECIPES = sizeof recipes / sizeof *recipes, MAX_OWN = 256, LONGEST_NAME = 31 };
+
+/* Nibble's own formats are recipes too, in the order of the table of formats; made from it on first use. */
+static nib_recipe own_recipes[MAX_OWN];
+static unsigned n_own_recipes;
+static pthread_once_t own_recipes_made = PTHREAD_ONCE_INIT;
+
+static void make_own_recipes(void) {
+    const nib_format *format;
+    for (unsigned i = 0; (format = nib_format_at(i)) && n_own_recipes < MAX_OWN; i++) {
+        const nib_format_facts *facts = nib_format_facts_of(format);
+        if (facts->is_nibbles_own && facts->can_encode)
+            own_recipes[n_own_recipes++] = (nib_recipe){facts->name, facts->name, UINT32_MAX, MIX_OWN};
+    }
+}
 
 /* Levenshtein's distance, case ignored; both names at most LONGEST_NAME bytes. */
 static unsigned distance_between(const char *a, const char *b) {
@@ -69,18 +83,21 @@ static unsigned distance_between(const char *a, const char *b) {
 }
 
 const nib_recipe *nib_recipe_at(unsigned index) {
-    return index < N_RECIPES ? &recipes[index] : NULL;
+    if (index < N_RECIPES) return &recipes[index];
+    pthread_once(&own_recipes_made, make_own_recipes);
+    return index - N_RECIPES < n_own_recipes ? &own_recipes[index - N_RECIPES] : NULL;
 }
 
 const nib_recipe *nib_recipe_find(const char *name, nib_error *error) {
     const nib_recipe *nearest = &recipes[0];
     unsigned shortest = UINT_MAX;
-    for (unsigned i = 0; name && i < N_RECIPES; i++) {
-        if (!strcasecmp(name, recipes[i].name)) return &recipes[i];
-        const unsigned distance = strlen(name) > LONGEST_NAME ? UINT_MAX : distance_between(name, recipes[i].name);
+    const nib_recipe *recipe;
+    for (unsigned i = 0; name && (recipe = nib_recipe_at(i)); i++) {
+        if (!strcasecmp(name, recipe->name)) return recipe;
+        const unsigned distance = strlen(name) > LONGEST_NAME ? UINT_MAX : distance_between(name, recipe->name);
         if (distance < shortest) {
             shortest = distance;
-            nearest = &recipes[i];
+            nearest = recipe;
         }
     }
     nib_fail(error, NIB_ERR_USAGE, "there is no quantization named \"%s\"", name ? name : "");
@@ -347,11 +364,12 @@ static const nib_format *look_up(const visit *v, part its_part, int i, int n) {
     return v->format;
 }
 
-/* The output matrix, or the embedding that serves as one. */
+/* The output matrix, or the embedding that serves as one. Nibble's own formats do as q4_0 does, whatever their block. */
 static const nib_format *choose_output(const visit *v, const nib_tensor *tensor) {
     const nib_format_facts *facts = nib_format_facts_of(v->format);
-    const bool divides = tensor->ne[0] % facts->block == 0;
-    if (facts->is_nibbles_own && (!divides || nib_format_bpw(v->format) >= 8)) return v->format;
+    const bool own = v->recipe->mix == MIX_OWN;
+    const bool divides = tensor->ne[0] % (own ? 32 : facts->block) == 0;
+    if (own && (!divides || nib_format_bpw(v->format) >= 8)) return v->format;
     if (v->falcon || !divides || !strcmp(facts->name, "q8_0")) return nib_format_find("q8_0");
     return nib_format_find("q6_k");
 }
@@ -383,19 +401,24 @@ static const nib_format *choose_mixed(visit *v, const nib_tensor *tensor) {
     }
 }
 
+/* Nibble's own formats: the same kind in the largest smaller block that divides the row, else f16. Floats without a scale
+ * are another kind. Ids of one kind differ in their last four bits. */
+static const nib_format *fit_own_shape(const nib_format_facts *facts, uint64_t n_row) {
+    const nib_format *best = NULL, *other;
+    for (unsigned i = 0; (other = nib_format_at(i)); i++) {
+        const nib_format_facts *its = nib_format_facts_of(other);
+        if (its->gguf_type >> 4 != facts->gguf_type >> 4 || (its->gguf_type & 15) == 0) continue;
+        if (its->block >= facts->block || n_row % its->block != 0) continue;
+        if (!best || its->block > nib_format_facts_of(best)->block) best = other;
+    }
+    return best ? best : nib_format_find("f16");
+}
+
 /* The format that takes the place of one whose block does not divide the row. NULL: there is none. */
 static const nib_format *fit_shape(const nib_format *format, uint64_t n_row) {
     const nib_format_facts *facts = nib_format_facts_of(format);
     if (n_row % facts->block == 0) return format;
-    const nib_format *best = NULL;
-    const nib_format *other;
-    for (unsigned i = 0; facts->is_nibbles_own && (other = nib_format_at(i));
-         i++) { /* same bits and kind, smaller block */
-        const nib_format_facts *its = nib_format_facts_of(other);
-        if ((its->gguf_type & ~0xfu) != (facts->gguf_type & ~0xfu) || n_row % its->block != 0) continue;
-        if (!best || its->block > nib_format_facts_of(best)->block) best = other;
-    }
-    if (facts->is_nibbles_own) return best ? best : nib_format_find("f16");
+    if (facts->is_nibbles_own) return fit_own_shape(facts, n_row);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         if (strcmp(shapes[i].wanted, facts->name) != 0) continue;
         const nib_format *instead = nib_format_find(shapes[i].instead);

@@ -2,8 +2,8 @@
  * With one thread its own processor time is measured, so that a busy machine disturbs less.
  * Usage: bench_linear [n_cols [n_rows [n_tokens [threads [seconds]]]]] */
 #include "base/memory.h"
-#include "base/pool.h"
 #include "cpu/cpu.h"
+#include "cpu/pool.h"
 #include "cpu/vec.h"
 #include "kernel/kernel.h"
 #include <stdio.h>

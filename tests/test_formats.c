@@ -1,12 +1,13 @@
 /* Formats: bytes and values against recorded results of the reference encoders; all levels against each other; the anchor
  * of reproducibility. With NIBBLE_SHARED the recorded rows are used; the rest runs on data made here. */
+#include "base/sha256.h"
 #include "unit.h"
 
 #include "base/memory.h"
 #include "cpu/cpu.h"
 #include "format/format.h"
-#include "sha256.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <xxhash.h>
 
@@ -185,7 +186,7 @@ static void check_grid_line(char *line, unsigned level) {
     float decoded[MAX_ROW];
     char digest[65];
     format->decode(format, decoded, encoded, n);
-    sha256_hex(decoded, n * sizeof *decoded, digest);
+    nib_sha256_of(decoded, n * sizeof *decoded, digest);
     assert_string_equal(digest, field[5]);
     assert_int_equal(format->check(format, encoded, n), NIB_VERDICT_OK);
 }

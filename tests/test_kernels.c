@@ -2,8 +2,8 @@
 #include "unit.h"
 
 #include "base/memory.h"
-#include "base/pool.h"
 #include "cpu/cpu.h"
+#include "cpu/pool.h"
 #include "format/format.h"
 #include "kernel/level.h"
 #include <float.h>

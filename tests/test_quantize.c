@@ -148,15 +148,12 @@ static bool same_file(const row *a, const row *b) {
 
 static void compare_tensor(const nib_tensor *tensor, const row *r) {
     char ne[96] = "", sha256[65];
-    nib_sha256 sha;
     assert_non_null(tensor);
     uint32_t n_dims = 4;
     while (n_dims > 1 && tensor->ne[n_dims - 1] == 1) n_dims--;
     for (uint32_t d = 0; d < n_dims; d++)
         snprintf(ne + strlen(ne), sizeof ne - strlen(ne), "%s%llu", d ? "x" : "", (unsigned long long)tensor->ne[d]);
-    nib_sha256_init(&sha);
-    nib_sha256_add(&sha, tensor->data, (size_t)tensor->n_bytes);
-    nib_sha256_finish(&sha, sha256);
+    nib_sha256_of(tensor->data, (size_t)tensor->n_bytes, sha256);
     const char *type = nib_format_facts_of(tensor->format)->gguf_name;
     if (strcmp(tensor->name, r->tensor) || strcmp(ne, r->ne) || strcasecmp(type, r->type) ||
         tensor->n_bytes != r->n_bytes || strcmp(sha256, r->sha256))

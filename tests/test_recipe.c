@@ -1,10 +1,11 @@
 /* Recipes: types and order of every recorded llama-quantize run that does not depend on an importance matrix, payloads of
  * those made without one (NIBBLE_SHARED); and the rules on small files made here. */
+#include "base/sha256.h"
 #include "unit.h"
 
 #include "base/memory.h"
 #include "quant/recipe.h"
-#include "sha256.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
 
@@ -55,7 +56,7 @@ static void check_payload(const nib_choice_of_format *choice, uint64_t n_bytes, 
         assert_int_equal(nib_format_encode(choice->format, payload + r * row_bytes, row, tensor->ne[0], NULL),
                          NIB_VERDICT_OK);
     }
-    sha256_hex(payload, row_bytes * n_rows, seen);
+    nib_sha256_of(payload, row_bytes * n_rows, seen);
     if (strcmp(seen, digest) != 0) fail_msg("%s: the payload differs", tensor->name);
     free(row);
     free(payload);

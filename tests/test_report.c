@@ -1,8 +1,8 @@
 /* The report on invented data: pictures and page are well-formed whatever a model says, the document parses, and the rules
  * of the verdict hold. */
 #include "report_sample.h"
-#include "study/impl.h"
 #include "study/markup.h"
+#include "study/parts.h"
 #include "study/svg.h"
 #include "unit.h"
 

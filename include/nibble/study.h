@@ -70,7 +70,7 @@ typedef struct nib_study {
     bool kept;            /* the quantized files lie in out_dir */
     const nib_pool *pool; /* borrowed; for the threads in the report */
     double seconds;
-    uint64_t peak_anonymous_bytes;
+    uint64_t peak_anonymous_bytes; /* before the speed test, which measures memory with a large buffer */
 } nib_study;
 
 /* Runs everything and writes out_dir (report.json, report.html, *.svg). The directory appears under its name only when

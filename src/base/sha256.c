@@ -74,3 +74,10 @@ void nib_sha256_finish(nib_sha256 *sha, char out[65]) {
     for (int i = 0; i < 64; i++) out[i] = digits[sha->state[i / 8] >> (28 - 4 * (i % 8)) & 15];
     out[64] = '\0';
 }
+
+void nib_sha256_of(const void *data, size_t n_bytes, char out[65]) {
+    nib_sha256 sha;
+    nib_sha256_init(&sha);
+    nib_sha256_add(&sha, data, n_bytes);
+    nib_sha256_finish(&sha, out);
+}

@@ -15,5 +15,7 @@ void nib_sha256_init(nib_sha256 *sha);
 void nib_sha256_add(nib_sha256 *sha, const void *data, size_t n_bytes);
 /* The digest as 64 lower-case hex digits. */
 void nib_sha256_finish(nib_sha256 *sha, char out[65]);
+/* All of it at once. */
+void nib_sha256_of(const void *data, size_t n_bytes, char out[65]);
 
 #endif

@@ -455,7 +455,7 @@ static const nib_option options[] = {
      .value = "N",
      .min = 1,
      .max = 16777216,
-     .about = "context length for the memory needed (default: the model's, at most 4096)"},
+     .about = "context length for the memory needed (default: the model's, to 4096)"},
     {.name = NULL},
 };
 

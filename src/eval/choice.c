@@ -8,8 +8,8 @@
  * scored and is never run. */
 #include "base/error.h"
 #include "base/memory.h"
-#include "base/pool.h"
 #include "base/progress.h"
+#include "cpu/pool.h"
 #include "eval/head_tiles.h"
 #include "kernel/kernel.h"
 #include "nibble/eval.h"

@@ -10,8 +10,8 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "base/memory.h"
-#include "base/pool.h"
 #include "base/progress.h"
+#include "cpu/pool.h"
 #include "nibble/eval.h"
 
 #include <math.h>

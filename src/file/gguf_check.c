@@ -1,7 +1,7 @@
 /* Reading every byte of a GGUF file: is what it stores sane (nib_gguf_check), and which file is it (nib_gguf_hash).
  * Work is cut into pieces of fixed length, so messages and results do not depend on the number of threads. */
-#include "base/pool.h"
 #include "base/progress.h"
+#include "cpu/pool.h"
 #include "file/gguf_file.h"
 
 #include <inttypes.h>

@@ -277,17 +277,20 @@ static void add_piece(nib_session *session, const nib_segment *segment, uint32_t
 static nib_status run_batch(nib_session *session, float **hidden, nib_error *error) {
     nib_op_context *context = &session->run.base;
     const nib_model *model = session->model;
-    const uint32_t n_embd = model->graph.hyper.n_embd;
+    const uint32_t n_embd = model->graph.hyper.n_embd, n_wanted = session->batch.n_wanted;
     uint32_t n_rows = 0;
     nib_op_begin(context, &session->batch);
     const nib_value last = nib_arch_forward(model->arch, context, &model->graph);
     const float *data = nib_op_data(context, last, &n_rows);
-    if (data != NULL && n_rows > 0) {
-        memcpy(*hidden, data, (size_t)n_rows * n_embd * sizeof(float));
-        *hidden += (size_t)n_rows * n_embd;
-    }
     session->batch.n_tokens = session->batch.n_segments = session->batch.n_wanted = 0;
-    return nib_op_status(context, error);
+    NIB_TRY(nib_op_status(context, error));
+    if (data == NULL || n_rows != n_wanted) {
+        return nib_fail(error, NIB_ERR_BUG, "%s gave %u results instead of %u", model->arch->name, n_rows, n_wanted);
+    }
+    if (n_rows == 0) return NIB_OK;
+    memcpy(*hidden, data, (size_t)n_rows * n_embd * sizeof(float));
+    *hidden += (size_t)n_rows * n_embd;
+    return NIB_OK;
 }
 
 nib_status nib_session_run(nib_session *session, const nib_segment *segments, uint32_t n_segments, float *hidden,

@@ -11,8 +11,8 @@
  *   - weights that are NaN or infinite are refused, also in tensors that are only copied. */
 #include "nibble/quant.h"
 
-#include "base/pool.h"
 #include "base/progress.h"
+#include "cpu/pool.h"
 #include "file/gguf_write.h"
 #include "quant/recipe.h"
 

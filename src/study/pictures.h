@@ -2,7 +2,7 @@
 #ifndef NIB_STUDY_PICTURES_H
 #define NIB_STUDY_PICTURES_H
 
-#include "study/impl.h"
+#include "study/parts.h"
 #include "study/svg.h"
 
 /* Width of the column of the levels' names. */

@@ -136,9 +136,13 @@ bool nib_draw_next_tokens(nib_svg *svg, const nib_study *study) {
         const panel at = panel_at(i, height, below);
         const bool over = nib_study_is_over_cliff(study, order[i]);
         const double slot = (at.right - at.left) / study->n_next;
-        double lost = 0; /* how much probability went elsewhere among those shown */
-        for (uint32_t k = 0; k < study->n_next; k++)
-            lost += fabs(study->next[k].probability[1 + order[i]] - study->next[k].probability[0]) / 2;
+        double lost = 0, other = 0; /* probability that went elsewhere, tokens not shown taken as one */
+        for (uint32_t k = 0; k < study->n_next; k++) {
+            const double change = study->next[k].probability[1 + order[i]] - study->next[k].probability[0];
+            lost += fabs(change) / 2;
+            other -= change;
+        }
+        lost += fabs(other) / 2;
         char more[48];
         snprintf(more, sizeof more, ": %.0f%% moved", 100 * lost);
         panel_title(svg, study, &at, order[i], more);

@@ -3,7 +3,7 @@
 
 #include "base/files.h"
 #include "file/demo.h"
-#include "study/impl.h"
+#include "study/parts.h"
 #include "study/talk.h"
 #include "study/workdir.h"
 #include <ctype.h>

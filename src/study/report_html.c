@@ -1,7 +1,7 @@
 /* report.html: one file, no scripts, nothing loaded from elsewhere. It reads from the verdict down to how it was measured.
  * Whatever comes from a model or a file goes through nib_markup_escape. */
-#include "study/impl.h"
 #include "study/markup.h"
+#include "study/parts.h"
 #include "study/svg.h"
 
 #include "nibble/cpu.h"

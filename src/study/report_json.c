@@ -1,6 +1,6 @@
 /* nibble.study/1: one document of each measurement per level, what was said, and the verdict. The parts are the same
  * documents that the single commands print. */
-#include "study/impl.h"
+#include "study/parts.h"
 
 #include "nibble/json.h"
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* The experiment, from top to bottom: quantize every level into a directory of its own, measure all of them together, look
  * at their weights, time them, talk to them, judge, write the report, and only then give the directory its name. */
-#include "study/impl.h"
+#include "study/parts.h"
 #include "study/plan.h"
 #include "study/stages.h"
 #include "study/talk.h"
@@ -126,16 +126,18 @@ static nib_status measure(run *self, nib_error *error) {
         NIB_TRY(nib_weights_measure(nib_model_gguf(self->models[i]), i == 0 ? 0 : study->weights[0].edge, self->pool,
                                     &self->stages.inner, &study->weights[i], error));
     }
-    NIB_TRY(nib_stages_next(&self->stages, (1 + study->n_levels) * self->costs.bench, error, "speed"));
-    NIB_TRY(nib_bench_run(models_of(self), 1 + study->n_levels, &self->costs.bench_params, self->pool,
-                          &self->stages.inner, &study->bench, error));
     for (uint32_t i = 0; i <= study->n_levels; i++) {
         const char *level = i == 0 ? "the original" : nib_recipe_name(self->params->levels[i - 1]);
         NIB_TRY(nib_stages_next(&self->stages, self->costs.answers, error, "talk to %s", level));
         NIB_TRY(nib_talk_to(self->params, self->models[i], i, self->prompts, self->pool, &self->stages.inner, study,
                             error));
     }
-    return nib_probe(models_of(self), self->pool, study, error);
+    NIB_TRY(nib_probe(models_of(self), self->pool, study, error));
+    /* Speed comes last: measuring the memory's speed takes a buffer larger than the caches, which says nothing of the model. */
+    study->peak_anonymous_bytes = nib_peak_anonymous_bytes();
+    NIB_TRY(nib_stages_next(&self->stages, (1 + study->n_levels) * self->costs.bench, error, "speed"));
+    return nib_bench_run(models_of(self), 1 + study->n_levels, &self->costs.bench_params, self->pool,
+                         &self->stages.inner, &study->bench, error);
 }
 
 static nib_status write_json_file(run *self, nib_error *error) {
@@ -188,7 +190,6 @@ static nib_status finish(run *self, double began, nib_error *error) {
         if (unlink(path) != 0) return nib_fail_errno(error, path, "cannot remove the quantized file");
     }
     study->seconds = nib_now() - began;
-    study->peak_anonymous_bytes = nib_peak_anonymous_bytes();
     NIB_TRY(nib_stages_next(&self->stages, 0, error, "report"));
     NIB_TRY(write_reports(self, error));
     return nib_workdir_publish(&self->work, error);

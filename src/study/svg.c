@@ -116,10 +116,12 @@ void nib_axis_round(nib_axis *axis) {
 /* "0.001", "2000", "1e-6": what needs no more than six characters. */
 static void tick_text(char out[32], double value, const char *unit) {
     const double size = fabs(value);
-    if (size != 0 && (size < 0.999e-3 || size >= 1e6))
-        snprintf(out, 32, "%.0e%s", value, unit);
-    else
+    if (size != 0 && (size < 0.999e-4 || size >= 1e6)) {
+        const int power = (int)floor(log10(size) + 1e-9);
+        snprintf(out, 32, "%.3ge%d%s", value / pow(10, power), power, unit);
+    } else {
         snprintf(out, 32, "%.6g%s", value, unit);
+    }
 }
 
 void nib_svg_x_axis(nib_svg *svg, const nib_axis *axis, double y_top, double y_bottom, const char *unit) {

@@ -5,7 +5,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "file/demo.h"
-#include "study/impl.h"
+#include "study/parts.h"
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>

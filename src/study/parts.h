@@ -1,6 +1,6 @@
 /* What the files of this room share: order of the levels, the verdict, the pictures, the pages. */
-#ifndef NIB_STUDY_IMPL_H
-#define NIB_STUDY_IMPL_H
+#ifndef NIB_STUDY_PARTS_H
+#define NIB_STUDY_PARTS_H
 
 #include "base/error.h"
 #include "base/memory.h"

@@ -1,2 +1,0 @@
-/* Moved: cpu/pool.h */
-#include "cpu/pool.h"

@@ -70,20 +70,42 @@ static void print_names(const char *label, const char *const *names, unsigned n)
     fputc('\n', stdout);
 }
 
+/* Nibble's own formats, one line a kind: ids of one kind are equal but for their last 12 bits. Names with a block size at
+ * their end are left to the line above them. */
+static void print_own(void) {
+    static const struct {
+        uint32_t kind;
+        const char *label;
+    } kinds[] = {{0x4E420, "   symmetric: "},
+                 {0x4E421, "   zero point:"},
+                 {0x4E422, "   minimum:   "},
+                 {0x4E430, "   floats:    "}};
+    printf(
+        "nibble's own, a scale per 32 weights; per 64, 128, 256 with _64, _128, _256; floats without, or also _32\n");
+    for (unsigned k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        const char *names[32];
+        unsigned n = 0;
+        const nib_format *format;
+        for (unsigned i = 0; (format = nib_format_at(i)) && n < 32; i++) {
+            const nib_format_facts *facts = nib_format_facts_of(format);
+            const bool names_its_kind = facts->block <= 32 && !strstr(facts->name, "_32");
+            if (facts->gguf_type >> 12 == kinds[k].kind && names_its_kind) names[n++] = facts->name;
+        }
+        print_names(kinds[k].label, names, n);
+    }
+}
+
 static void print_rest(void) {
     enum { MOST = 256 };
-    const char *own[MOST], *recipes[MOST];
-    unsigned n_own = 0, n_recipes = 0;
-    const nib_format *format;
+    const char *recipes[MOST];
+    unsigned n_recipes = 0;
     const nib_recipe *recipe;
-    for (unsigned i = 0; (format = nib_format_at(i)) && n_own < MOST; i++)
-        if (nib_format_facts_of(format)->is_nibbles_own) own[n_own++] = nib_format_facts_of(format)->name;
     for (unsigned i = 0; (recipe = nib_recipe_at(i)) && n_recipes < MOST; i++) {
         const nib_format_facts *facts = nib_format_facts_of(nib_recipe_format(recipe));
         if (!facts->is_nibbles_own) recipes[n_recipes++] = nib_recipe_name(recipe);
     }
-    if (n_own) print_names("nibble's own:", own, n_own);
-    if (n_recipes) print_names("recipes for --to:", recipes, n_recipes);
+    print_own();
+    print_names("recipes for --to:", recipes, n_recipes);
     printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");
 }
 

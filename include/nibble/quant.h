@@ -81,6 +81,7 @@ typedef struct nib_quantize_params {
     const nib_overrides *overrides; /* NULL: none */
     bool force;                     /* replace an existing output (never an input) */
     bool no_provenance;             /* leave nibble's own metadata out */
+    bool grid_search;               /* grid family: the scale of least squared error, without importance too */
     bool no_sync;                   /* do not fsync: for files thrown away after measuring */
     bool measure_error;             /* fill rel_rmse and max_abs_err: decodes what was written and compares */
 } nib_quantize_params;

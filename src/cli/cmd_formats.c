@@ -80,8 +80,7 @@ static void print_own(void) {
                  {0x4E421, "   zero point:"},
                  {0x4E422, "   minimum:   "},
                  {0x4E430, "   floats:    "}};
-    printf(
-        "nibble's own, a scale per 32 weights; per 64, 128, 256 with _64, _128, _256; floats without, or also _32\n");
+    printf("nibble's own, a scale per 32 weights, or as many as _64 _128 _256 say; floats none, or by _32 too\n");
     for (unsigned k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         const char *names[32];
         unsigned n = 0;
@@ -130,21 +129,27 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     nib_status status = check_names(cli, error);
     if (!status && cli->wants_json) status = write_json(cli, error);
     if (status || cli->json) return status;
-    nib_table_init(&table, "lrrrrll", "format|bits|block|bytes|type|kernel|what is stored, when to use it");
+    const bool brief = !cli->args.n_words && !cli->verbose && !nib_cli_switch(cli, "all");
+    if (brief)
+        nib_table_init(&table, "lrrll", "format|bits|block|kernel|what is stored");
+    else
+        nib_table_init(&table, "lrrrrll", "format|bits|block|bytes|type|kernel|what is stored, when to use it");
     for (unsigned i = 0; (format = nib_format_at(i)); i++) {
         const nib_format_facts *facts = nib_format_facts_of(format);
         if (!is_listed(cli, facts)) continue;
         nib_table_add(&table, "%s", facts->name);
         nib_table_add(&table, "%.4g", nib_format_bpw(format));
         nib_table_add(&table, "%u", facts->block);
-        nib_table_add(&table, "%u", facts->bytes);
-        nib_table_add(&table, "%u", facts->gguf_type);
+        if (!brief) nib_table_add(&table, "%u", facts->bytes);
+        if (!brief) nib_table_add(&table, "%u", facts->gguf_type);
         nib_table_add(&table, "%s", kernel_of(facts));
-        nib_table_add(&table, "%s", facts->about);
+        /* the list says what is stored, up to the colon; all of it for one that is asked for */
+        const int n_about = brief ? (int)strcspn(facts->about, ":;") : (int)strlen(facts->about);
+        nib_table_add(&table, "%.*s", n_about, facts->about);
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
-    if (!cli->args.n_words && !cli->verbose && !nib_cli_switch(cli, "all")) print_rest();
+    if (brief) print_rest();
     return NIB_OK;
 }
 

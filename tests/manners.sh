@@ -4,7 +4,7 @@
 # --- help ---
 expect 0; stdout 'usage: nibble COMMAND'; no_stderr
 lines=$(wc -l <"$out"); [ "$lines" -le 24 ] || fail "the overview has $lines lines"
-commands="study inspect formats quantize eval bench logits chat generate tokenize cpu help man completion"
+commands="study inspect formats number quantize eval bench logits chat generate tokenize cpu help man completion"
 for command in $commands; do
   expect 0 "$command" -h; stdout "^nibble $command"; no_stderr
   lines=$(wc -l <"$out"); [ "$lines" -le 24 ] || fail "-h has $lines lines"

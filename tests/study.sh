@@ -22,6 +22,5 @@ fi
 expect 2 study demo --to q4_0,q4_9; stderr '^  hint: '
 expect 2 study demo --tries 0
 expect 2 study demo --budget soon; stderr '90s'
-expect 7 study demo --to grid
 expect 7 study hf:org/model
 finish

@@ -171,12 +171,12 @@ static unsigned from_hex(const char *hex, uint8_t *out) {
 }
 
 /* One line: format, row, n, verdict, bytes, sha256 of the decoded floats. */
-static bool check_grid_line(char *line, unsigned level) {
+static void check_grid_line(char *line, unsigned level) {
     char *field[6];
     for (unsigned i = 0; i < 6; i++) field[i] = strsep(&line, "\t");
     assert_non_null(field[5]);
     const nib_format *handle = nib_format_find(field[0]);
-    if (!handle) return false;
+    if (!handle) fail_msg("there is no format %s", field[0]);
     unsigned index = 0;
     while (nib_format_at(index) != handle) index++;
     const nib_format *format = nib_format_at_level(index, level);
@@ -187,7 +187,7 @@ static bool check_grid_line(char *line, unsigned level) {
     if (strcmp(field[3], "ok") != 0) {
         const bool overflow = !strcmp(field[3], "scale_overflow");
         assert_int_equal(seen, overflow ? NIB_VERDICT_SCALE_OVERFLOW : NIB_VERDICT_NOT_FINITE);
-        return true;
+        return;
     }
     assert_int_equal(seen, NIB_VERDICT_OK);
     assert_int_equal(from_hex(field[4], expected), nib_format_row_bytes(format, n));
@@ -199,7 +199,6 @@ static bool check_grid_line(char *line, unsigned level) {
     nib_sha256_of(decoded, n * sizeof *decoded, digest);
     assert_string_equal(digest, field[5]);
     assert_int_equal(format->check(format, encoded, n), NIB_VERDICT_OK);
-    return true;
 }
 
 static void test_grid(void **state) {
@@ -215,8 +214,8 @@ static void test_grid(void **state) {
         unsigned n_checked = 0;
         assert_non_null(copy);
         (void)strsep(&rest, "\n"); /* the heading */
-        while ((line = strsep(&rest, "\n")) && *line) n_checked += check_grid_line(line, level);
-        assert_true(n_checked >= 2 * 56);
+        for (; (line = strsep(&rest, "\n")) && *line; n_checked++) check_grid_line(line, level);
+        assert_int_equal(n_checked, 109 * 56);
         free(copy);
     }
     free(in.data);
@@ -232,6 +231,114 @@ static void test_grid_refuses_unwritten_code(void **state) {
     assert_int_equal(nib_format_check(format, block, 32), NIB_VERDICT_OK);
     block[5] &= (uint8_t)~0x0c; /* code 13 becomes 0 */
     assert_int_equal(nib_format_check(format, block, 32), NIB_VERDICT_BAD_CODE);
+    format = nib_format_find("q4a");
+    uint8_t wider[19];
+    assert_int_equal(nib_format_encode(format, wider, x, 32, NULL), NIB_VERDICT_OK);
+    assert_int_equal(nib_format_check(format, wider, 32), NIB_VERDICT_OK);
+    wider[2] = 16; /* the zero point */
+    assert_int_equal(nib_format_check(format, wider, 32), NIB_VERDICT_BAD_CODE);
+}
+
+/* The family is complete, and every member is what its name says. */
+static void test_grid_members(void **state) {
+    (void)state;
+    static const char kinds[] = "sam";
+    for (unsigned bits = 2; bits <= 8; bits++) {
+        for (unsigned kind = 0; kind < 3; kind++) {
+            for (unsigned log2_block = 5; log2_block <= 8; log2_block++) {
+                char name[16];
+                int n = snprintf(name, sizeof name, "q%u%c", bits, kinds[kind]);
+                if (log2_block > 5) snprintf(name + n, sizeof name - (size_t)n, "_%u", 1u << log2_block);
+                const nib_format *format = nib_format_find(name);
+                assert_non_null(format);
+                assert_int_equal(format->facts.gguf_type, 0x4E420000 + kind * 0x1000 + bits * 0x10 + log2_block);
+                assert_int_equal(format->facts.block, 1u << log2_block);
+                assert_int_equal(format->facts.bytes, 2 + kind + (bits << log2_block) / 8);
+                assert_true(format->unpack != NULL && format->facts.is_nibbles_own);
+            }
+        }
+    }
+}
+
+/* Importance changes the scale where it pays and never makes the weighted error larger. */
+static void test_grid_search(void **state) {
+    (void)state;
+    static float x[256], importance[256], plain[256], searched[256];
+    static uint8_t packed[2][4 * 256];
+    unsigned n_better = 0, n_tried = 0;
+    for (unsigned index = 0; index < nib_format_count(); index++) {
+        const nib_format *format = nib_format_at(index);
+        if (format->facts.gguf_type >> 16 != 0x4E42) continue;
+        for (unsigned i = 0; i < 256; i++) {
+            x[i] = sinf((float)(i * i)) + (i % 37 == 0 ? 2.0f : 0.0f);
+            importance[i] = i % 37 == 0 ? 0.001f : 1.0f + (float)(i % 5);
+        }
+        assert_int_equal(nib_format_encode(format, packed[0], x, 256, NULL), NIB_VERDICT_OK);
+        assert_int_equal(nib_format_encode(format, packed[1], x, 256, importance), NIB_VERDICT_OK);
+        nib_format_decode(format, plain, packed[0], 256);
+        nib_format_decode(format, searched, packed[1], 256);
+        double errors[2] = {0};
+        for (unsigned i = 0; i < 256; i++) {
+            errors[0] += (double)importance[i] * (plain[i] - x[i]) * (plain[i] - x[i]);
+            errors[1] += (double)importance[i] * (searched[i] - x[i]) * (searched[i] - x[i]);
+        }
+        assert_true(errors[1] <= errors[0] * (1 + 1e-6));
+        n_better += errors[1] < 0.95 * errors[0];
+        n_tried++;
+    }
+    assert_int_equal(n_tried, 84);
+    assert_true(n_better > 60);
+}
+
+/* ---- Plain floats ------------------------------------------------------------------------------------------------- */
+
+/* Every finite code comes back as itself; a value in the middle between two goes to the even one, its neighbours to the
+ * nearer one; beyond the largest value everything stops there. */
+static void test_plain_floats(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        unsigned largest;
+        float value;
+    } types[] = {{"f8_e4m3", 0x7e, 448},
+                 {"f8_e4m3_ieee", 0x77, 240},
+                 {"f8_e5m2", 0x7b, 57344},
+                 {"f4_e2m1", 7, 6},
+                 {"f4_e2m1_ieee", 5, 3}};
+    for (unsigned t = 0; t < 5; t++) {
+        const nib_format *format = nib_format_find(types[t].name);
+        assert_non_null(format);
+        const unsigned per_byte = format->facts.block, sign = per_byte == 1 ? 0x80 : 8;
+        float below[2] = {0}, value[2], x[2];
+        uint8_t code;
+        for (unsigned c = 0; c <= types[t].largest; c++) {
+            code = (uint8_t)(per_byte == 1 ? c | sign : c | (c | sign) << 4);
+            nib_format_decode(format, value, &code, per_byte);
+            if (per_byte == 1) value[1] = value[0], value[0] = -value[0];
+            assert_true(value[1] == -value[0] && signbit(value[1]) && !signbit(value[0]));
+            const float middle = (below[0] + value[0]) / 2;
+            const float cases[] = {value[0], middle, nextafterf(middle, 0), nextafterf(middle, INFINITY)};
+            const unsigned expected[] = {c, c % 2 ? c - 1 : c, c - 1, c};
+            for (unsigned k = 0; k < (c ? 4 : 1); k++) {
+                x[0] = -cases[k];
+                x[1] = cases[k];
+                assert_int_equal(nib_format_encode(format, &code, x, per_byte, NULL), NIB_VERDICT_OK);
+                assert_int_equal(code, per_byte == 1 ? (expected[k] | sign) : (expected[k] | sign | expected[k] << 4));
+            }
+            below[0] = value[0];
+        }
+        assert_true(below[0] == types[t].value);
+        x[0] = 3e38f;
+        x[1] = -3e38f;
+        assert_int_equal(nib_format_encode(format, &code, x, per_byte, NULL), NIB_VERDICT_OK);
+        const unsigned largest = types[t].largest;
+        assert_int_equal(code, per_byte == 1 ? largest : largest | (largest | sign) << 4);
+        code = (uint8_t)(largest + 1); /* infinity or NaN, but for the type whose codes are all numbers */
+        const bool special = strcmp(types[t].name, "f4_e2m1") != 0;
+        assert_int_equal(nib_format_check(format, &code, per_byte), special ? NIB_VERDICT_NOT_FINITE : NIB_VERDICT_OK);
+        nib_format_decode(format, value, &code, per_byte);
+        if (special) assert_true(strcmp(types[t].name, "f8_e4m3") == 0 ? isnan(value[0]) : isinf(value[0]));
+    }
 }
 
 /* ---- Codebooks ---------------------------------------------------------------------------------------------------- */
@@ -461,42 +568,52 @@ static const struct anchor {
     {"q1_0", UINT64_C(0x3194282621912b07)},   {"q2_0", UINT64_C(0x103d752c19aef9fd)},
     {"tq1_0", UINT64_C(0x5f203d1e67f38c84)},  {"tq2_0", UINT64_C(0x2c40dd4ed7d72983)},
     {"q8_1", UINT64_C(0x8b43fa74312f70fe)},   {"q8_k", UINT64_C(0x347f868771d864f5)},
-    {"q8a", UINT64_C(0x3b1a5cd8b2c26325)},    {"q2s", UINT64_C(0xa156b30f2f1ca4dc)},
+    {"grid", UINT64_C(0x43c132d0cb8e9a13)},   {"plain floats", UINT64_C(0xe6e1c505b62a2664)},
 };
 enum { N_ANCHORS = sizeof anchors / sizeof *anchors };
 
-/* One hash a format over everything its encoder writes for rows made from a seed: it must never change, with any
- * compiler, level or machine. The rows that would be right are printed. */
+static const char *family_of(const nib_format *format) {
+    const uint32_t family = format->facts.gguf_type >> 16;
+    return family == 0x4E42 ? "grid" : family == 0x4E43 ? "plain floats" : format->facts.name;
+}
+
+static void hash_rows(XXH3_state_t *hash, const nib_format *format) {
+    static float x[2048], importance[2048];
+    static uint8_t packed[4 * 2048];
+    seed = 2026;
+    for (unsigned i = 0; i < 32; i++) {
+        random_row(x, 2048);
+        random_importance(importance, 2048);
+        nib_verdict seen = nib_format_encode(format, packed, x, 2048, i % 2 ? importance : NULL);
+        if (i % 2 == 0 && seen == NIB_VERDICT_NEEDS_IMPORTANCE)
+            seen = nib_format_encode(format, packed, x, 2048, importance);
+        assert_int_equal(seen, NIB_VERDICT_OK);
+        XXH3_64bits_update(hash, packed, nib_format_row_bytes(format, 2048));
+    }
+}
+
+/* One hash a format, and one for each of nibble's families, over everything the encoders write for rows made from a seed:
+ * it must never change, with any compiler, level or machine. The rows that would be right are printed. */
 static void test_reproducible(void **state) {
     (void)state;
     unsigned n_wrong = 0, at = 0;
-    static float x[2048], importance[2048];
-    static uint8_t packed[4 * 2048];
+    XXH3_state_t *hash = XXH3_createState();
+    assert_non_null(hash);
+    XXH3_64bits_reset(hash);
     for (unsigned index = 0; index < nib_format_count(); index++) {
-        const nib_format *format = nib_format_at(index);
+        const nib_format *format = nib_format_at(index), *next = nib_format_at(index + 1);
+        const char *name = family_of(format);
         if (!format->encode) continue;
-        XXH3_state_t *hash = XXH3_createState();
-        assert_non_null(hash);
-        XXH3_64bits_reset(hash);
-        seed = 2026;
-        for (unsigned i = 0; i < 32; i++) {
-            random_row(x, 2048);
-            random_importance(importance, 2048);
-            nib_verdict seen = nib_format_encode(format, packed, x, 2048, i % 2 ? importance : NULL);
-            if (i % 2 == 0 && seen == NIB_VERDICT_NEEDS_IMPORTANCE)
-                seen = nib_format_encode(format, packed, x, 2048, importance);
-            assert_int_equal(seen, NIB_VERDICT_OK);
-            XXH3_64bits_update(hash, packed, nib_format_row_bytes(format, 2048));
-        }
+        hash_rows(hash, format);
+        if (next && !strcmp(family_of(next), name)) continue;
         const uint64_t digest = XXH3_64bits_digest(hash);
-        XXH3_freeState(hash);
-        bool right = false;
-        for (unsigned i = 0; i < N_ANCHORS; i++)
-            right |= !strcmp(anchors[i].name, format->facts.name) && anchors[i].hash == digest;
-        if (!right) printf("    {\"%s\", UINT64_C(0x%016llx)},\n", format->facts.name, (unsigned long long)digest);
+        const bool right = at < N_ANCHORS && !strcmp(anchors[at].name, name) && anchors[at].hash == digest;
+        if (!right) printf("    {\"%s\", UINT64_C(0x%016llx)},\n", name, (unsigned long long)digest);
         n_wrong += !right;
         at++;
+        XXH3_64bits_reset(hash);
     }
+    XXH3_freeState(hash);
     assert_int_equal(n_wrong, 0);
     assert_int_equal(at, N_ANCHORS);
 }
@@ -543,13 +660,15 @@ static void test_bad_weights(void **state) {
         static const char *const large[] = {"f32", "bf16", "mxfp4", "nvfp4", "q8_k"}; /* no half-precision scale */
         bool fits = false;
         for (unsigned i = 0; i < sizeof large / sizeof *large; i++) fits |= !strcmp(format->facts.name, large[i]);
+        const bool stops = format->facts.is_nibbles_own && format->facts.block <= 2; /* plain floats without scale */
         for (unsigned i = 0; i < 512; i++) importance[i] = 1;
         nib_verdict seen = nib_format_encode(format, packed, x, 512, NULL);
         if (seen == NIB_VERDICT_NEEDS_IMPORTANCE) seen = nib_format_encode(format, packed, x, 512, importance);
-        assert_int_equal(seen, fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW);
+        assert_int_equal(seen, fits || stops ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW);
         if (fits) continue;
         memset(packed, 0xff, sizeof packed);
-        assert_int_equal(nib_format_check(format, packed, 512), NIB_VERDICT_NOT_FINITE);
+        const bool all_numbers = !strcmp(format->facts.name, "f4_e2m1");
+        assert_int_equal(nib_format_check(format, packed, 512), all_numbers ? NIB_VERDICT_OK : NIB_VERDICT_NOT_FINITE);
     }
 }
 
@@ -560,7 +679,8 @@ int main(void) {
         cmocka_unit_test(test_levels_agree),   cmocka_unit_test(test_reproducible),
         cmocka_unit_test(test_bad_weights),    cmocka_unit_test(test_codebooks),
         cmocka_unit_test(test_mxfp4_exponent), cmocka_unit_test(test_needs_importance),
-        cmocka_unit_test(test_wide_numbers),
+        cmocka_unit_test(test_wide_numbers),   cmocka_unit_test(test_grid_members),
+        cmocka_unit_test(test_grid_search),    cmocka_unit_test(test_plain_floats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -234,12 +234,18 @@ static void test_prepare(void **state) {
 
 static void test_sets_of_levels(void **state) {
     (void)state;
-    const nib_recipe *levels[16];
-    assert_int_equal(nib_study_levels("default", levels), 7);
+    const nib_recipe *levels[100] = {NULL};
+    assert_int_equal(nib_study_levels("default", levels, 16), 7);
     assert_ptr_equal(levels[2], nib_recipe_find("q4_k", NULL));
-    assert_int_equal(nib_study_levels("article", levels), 6);
+    assert_int_equal(nib_study_levels("article", levels, 16), 6);
     assert_ptr_equal(levels[5], nib_recipe_find("q2s", NULL));
-    assert_int_equal(nib_study_levels("other", levels), 0);
+    assert_int_equal(nib_study_levels("other", levels, 16), 0);
+    assert_int_equal(nib_study_levels("grid", levels, 100), 84);
+    assert_ptr_equal(levels[83], nib_recipe_find("q8m_256", NULL));
+    levels[2] = NULL;
+    assert_int_equal(nib_study_levels("grid", levels, 2), 84);
+    assert_ptr_equal(levels[0], nib_recipe_find("q2s", NULL));
+    assert_null(levels[2]);
 }
 
 int main(void) {

@@ -47,6 +47,8 @@ NIB_API const nib_format *nib_format_at(unsigned index);
 NIB_API const nib_format *nib_format_find(const char *name);
 /* By GGUF tensor type id; NULL if unknown. */
 NIB_API const nib_format *nib_format_by_type(uint32_t gguf_type);
+/* Is it one of the grid family, q<bits><kind>[_<block>]? false for NULL. */
+NIB_API bool nib_format_is_grid(const nib_format *format);
 NIB_API const nib_format_facts *nib_format_facts_of(const nib_format *format);
 /* Bits per weight: 8 * bytes / block. */
 NIB_API double nib_format_bpw(const nib_format *format);

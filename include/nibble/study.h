@@ -15,6 +15,7 @@ typedef struct nib_study_params {
     const nib_recipe *const *levels; /* (n_levels) */
     uint32_t n_levels;
     bool pure;
+    bool map;                   /* many levels side by side: size, divergence and weights; no questions, talk, speed */
     const char *text_path;      /* NULL = the built-in text */
     const char *choice_path;    /* NULL = the demo's questions for "demo", otherwise none; "" = none */
     const char *const *prompts; /* (n_prompts) chat prompts; NULL = the built-in ones */
@@ -27,8 +28,9 @@ typedef struct nib_study_params {
     bool keep;              /* keep the quantized files in out_dir */
 } nib_study_params;
 
-/* The recipes of a named set: "default", "article"; 0 if unknown. out: at least 16 entries. */
-NIB_API uint32_t nib_study_levels(const char *set, const nib_recipe **out);
+/* The recipes of a named set: "default", "article", "grid" (the whole grid family, 84: a study of so many should be a map).
+ * Returns how many there are, 0 for an unknown set; out: (capacity), those that fit are written. */
+NIB_API uint32_t nib_study_levels(const char *set, const nib_recipe **out, uint32_t capacity);
 
 /* What a study will take. */
 typedef struct nib_study_plan {

@@ -70,20 +70,41 @@ static void print_names(const char *label, const char *const *names, unsigned n)
     fputc('\n', stdout);
 }
 
+/* Nibble's own formats, one line a kind: ids of one kind are equal but for their last 12 bits. Names with a block size at
+ * their end are left to the line above them. */
+static void print_own(void) {
+    static const struct {
+        uint32_t kind;
+        const char *label;
+    } kinds[] = {{0x4E420, "   symmetric: "},
+                 {0x4E421, "   zero point:"},
+                 {0x4E422, "   minimum:   "},
+                 {0x4E430, "   floats:    "}};
+    printf("nibble's own, a scale per 32 weights, or as many as _64 _128 _256 say; floats none, or by _32 too\n");
+    for (unsigned k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        const char *names[32];
+        unsigned n = 0;
+        const nib_format *format;
+        for (unsigned i = 0; (format = nib_format_at(i)) && n < 32; i++) {
+            const nib_format_facts *facts = nib_format_facts_of(format);
+            const bool names_its_kind = facts->block <= 32 && !strstr(facts->name, "_32");
+            if (facts->gguf_type >> 12 == kinds[k].kind && names_its_kind) names[n++] = facts->name;
+        }
+        print_names(kinds[k].label, names, n);
+    }
+}
+
 static void print_rest(void) {
     enum { MOST = 256 };
-    const char *own[MOST], *recipes[MOST];
-    unsigned n_own = 0, n_recipes = 0;
-    const nib_format *format;
+    const char *recipes[MOST];
+    unsigned n_recipes = 0;
     const nib_recipe *recipe;
-    for (unsigned i = 0; (format = nib_format_at(i)) && n_own < MOST; i++)
-        if (nib_format_facts_of(format)->is_nibbles_own) own[n_own++] = nib_format_facts_of(format)->name;
     for (unsigned i = 0; (recipe = nib_recipe_at(i)) && n_recipes < MOST; i++) {
         const nib_format_facts *facts = nib_format_facts_of(nib_recipe_format(recipe));
         if (!facts->is_nibbles_own) recipes[n_recipes++] = nib_recipe_name(recipe);
     }
-    if (n_own) print_names("nibble's own:", own, n_own);
-    if (n_recipes) print_names("recipes for --to:", recipes, n_recipes);
+    print_own();
+    print_names("recipes for --to:", recipes, n_recipes);
     printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");
 }
 
@@ -108,21 +129,27 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     nib_status status = check_names(cli, error);
     if (!status && cli->wants_json) status = write_json(cli, error);
     if (status || cli->json) return status;
-    nib_table_init(&table, "lrrrrll", "format|bits|block|bytes|type|kernel|what is stored, when to use it");
+    const bool brief = !cli->args.n_words && !cli->verbose && !nib_cli_switch(cli, "all");
+    if (brief)
+        nib_table_init(&table, "lrrll", "format|bits|block|kernel|what is stored");
+    else
+        nib_table_init(&table, "lrrrrll", "format|bits|block|bytes|type|kernel|what is stored, when to use it");
     for (unsigned i = 0; (format = nib_format_at(i)); i++) {
         const nib_format_facts *facts = nib_format_facts_of(format);
         if (!is_listed(cli, facts)) continue;
         nib_table_add(&table, "%s", facts->name);
         nib_table_add(&table, "%.4g", nib_format_bpw(format));
         nib_table_add(&table, "%u", facts->block);
-        nib_table_add(&table, "%u", facts->bytes);
-        nib_table_add(&table, "%u", facts->gguf_type);
+        if (!brief) nib_table_add(&table, "%u", facts->bytes);
+        if (!brief) nib_table_add(&table, "%u", facts->gguf_type);
         nib_table_add(&table, "%s", kernel_of(facts));
-        nib_table_add(&table, "%s", facts->about);
+        /* the list says what is stored, up to the colon; all of it for one that is asked for */
+        const int n_about = brief ? (int)strcspn(facts->about, ":;") : (int)strlen(facts->about);
+        nib_table_add(&table, "%.*s", n_about, facts->about);
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
-    if (!cli->args.n_words && !cli->verbose && !nib_cli_switch(cli, "all")) print_rest();
+    if (brief) print_rest();
     return NIB_OK;
 }
 

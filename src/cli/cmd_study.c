@@ -8,7 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MOST_LEVELS   64
+#define MOST_LEVELS   128
+#define MOST_ROWS     16
 #define ASK_SECONDS   600.0
 #define FEWEST_CHUNKS 2
 
@@ -16,7 +17,7 @@
 
 static nib_status read_levels(nib_cli *cli, const nib_recipe **levels, unsigned *n, nib_error *error) {
     const char *list = nib_cli_text(cli, "to");
-    *n = nib_study_levels(list ? list : "default", levels);
+    *n = nib_study_levels(list ? list : "default", levels, MOST_LEVELS);
     if (*n || !list) return NIB_OK;
     return nib_cli_parse_recipes(list, levels, MOST_LEVELS, n, error);
 }
@@ -110,7 +111,7 @@ static void add_row(nib_table *table, const nib_study *study, unsigned model) {
         else
             nib_table_add(table, "-");
     }
-    for (int generation = 0; generation < 2; generation++) {
+    for (int generation = 0; generation < 2 && study->bench.n > 0; generation++) {
         const nib_bench_result *r = speed_of(study, model, generation);
         if (r)
             nib_table_add(table, "%.0f", r->tokens_per_s);
@@ -136,15 +137,39 @@ static void print_wrapped(const char *text) {
     }
 }
 
+/* For a screenful of very many levels: going up in size, those that at least halve the divergence of the last one taken.
+ * take: (n_levels). */
+static void choose_rows(const nib_study *study, bool *take) {
+    bool seen[MOST_LEVELS] = {false};
+    double last = INFINITY;
+    for (uint32_t round = 0; round < study->n_levels && round < MOST_LEVELS; round++) {
+        uint32_t next = 0;
+        while (seen[next]) next++;
+        for (uint32_t i = next + 1; i < study->n_levels; i++)
+            if (!seen[i] && study->eval.models[i].bytes < study->eval.models[next].bytes) next = i;
+        seen[next] = true;
+        take[next] = (int32_t)next == study->recommended || (int32_t)next == study->cliff ||
+                     study->eval.models[next].kld.mean <= last / 2;
+        if (take[next]) last = fmin(last, study->eval.models[next].kld.mean);
+    }
+}
+
 static void print_study(const nib_study *study) {
     nib_table table;
-    bool choice = study->eval.n_questions > 0;
-    nib_table_init(&table, choice ? "lrrrrrrrr" : "lrrrrrrr",
-                   choice ? "level|size|bpw|perplexity|KL divergence|same top|accuracy|prompt/s|tokens/s"
-                          : "level|size|bpw|perplexity|KL divergence|same top|prompt/s|tokens/s");
-    for (unsigned m = 0; m <= study->n_levels; m++) add_row(&table, study, m);
+    char align[16], heads[128];
+    const bool choice = study->eval.n_questions > 0, speed = study->bench.n > 0;
+    snprintf(align, sizeof align, "lrrrrr%s%s", choice ? "r" : "", speed ? "rr" : "");
+    snprintf(heads, sizeof heads, "level|size|bpw|perplexity|KL divergence|same top%s%s", choice ? "|accuracy" : "",
+             speed ? "|prompt/s|tokens/s" : "");
+    nib_table_init(&table, align, heads);
+    bool take[MOST_LEVELS] = {false};
+    if (study->n_levels > MOST_ROWS) choose_rows(study, take);
+    for (unsigned m = 0; m <= study->n_levels; m++)
+        if (m == 0 || study->n_levels <= MOST_ROWS || take[m - 1]) add_row(&table, study, m);
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
+    if (study->n_levels > MOST_ROWS)
+        printf("steps that at least halve the divergence; all %u levels are in the report\n", study->n_levels);
     if (study->recommended >= 0 || study->cliff >= 0)
         printf("%s%s%s\n", study->recommended >= 0 ? "* the one to use" : "",
                study->recommended >= 0 && study->cliff >= 0 ? "   " : "", study->cliff >= 0 ? "! over the cliff" : "");
@@ -172,11 +197,12 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     const nib_recipe *levels[MOST_LEVELS] = {NULL};
     unsigned n_levels = 0;
     const nib_option_value *prompts = nib_cli_value(cli, "prompt");
-    const char *choice = nib_cli_text(cli, "choice");
+    const char *choice = nib_cli_text(cli, "choice"), *to = nib_cli_text(cli, "to");
     nib_study_params params = {
         .model = cli->args.n_words ? cli->args.words[0] : "demo",
         .levels = levels,
         .pure = nib_cli_switch(cli, "pure"),
+        .map = to && strcmp(to, "grid") == 0,
         .text_path = nib_cli_text(cli, "text"),
         .choice_path = choice && strcmp(choice, "none") == 0 ? "" : choice,
         .prompts = prompts->n_all ? prompts->all : NULL,
@@ -220,8 +246,10 @@ static const nib_option options[] = {
     {.name = "to",
      .kind = NIB_OPTION_TEXT,
      .value = "LIST",
-     .about = "levels to study: formats, or default, or article",
-     .more = "default: q8_0,q6_k,q4_k,q4_1,q4_0,q3_k,q2_k. article: q8_0,q8a,q4_1,q4_0,q2_k,q2s."},
+     .about = "levels to study: formats, or default, article, grid",
+     .more =
+         "default: q8_0,q6_k,q4_k,q4_1,q4_0,q3_k,q2_k. article: q8_0,q8a,q4_1,q4_0,q2_k,q2s. grid: all 84 members of\n"
+         "the grid family as a map of size and divergence, without questions, talk and speed."},
     {.name = "pure", .kind = NIB_OPTION_SWITCH, .about = "one format for every matrix, no mixes"},
     {.name = "text",
      .kind = NIB_OPTION_TEXT,

@@ -5,6 +5,7 @@
  * Options and words come in any order; "--" ends the options. The last occurrence wins, except where an option repeats.
  * Every mistake is NIB_ERR_USAGE with the nearest thing that would have been right. */
 #include "cli.h"
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -309,6 +310,11 @@ static nib_status set_fallbacks(nib_args *args, nib_error *error) {
     return NIB_OK;
 }
 
+/* No option begins with a digit or a point: "-0.89,0.16" is a word. */
+static bool is_number(const char *word) {
+    return isdigit((unsigned char)word[1]) || (word[1] == '.' && isdigit((unsigned char)word[2]));
+}
+
 nib_status nib_cli_parse(const nib_command *command, int argc, char **argv, nib_args *args, nib_error *error) {
     cursor c = {command, argc, 0, argv, args, error};
     nib_cli_collect_options(command, args);
@@ -316,7 +322,7 @@ nib_status nib_cli_parse(const nib_command *command, int argc, char **argv, nib_
     bool words_only = false;
     for (; !status && c.at < argc; c.at++) {
         char *word = argv[c.at];
-        if (words_only || word[0] != '-' || !word[1])
+        if (words_only || word[0] != '-' || !word[1] || is_number(word))
             args->words[args->n_words++] = word;
         else if (strcmp(word, "--") == 0)
             words_only = true;

@@ -8,8 +8,9 @@
  *   codes: unsigned, least significant bit first, without gaps: code i in bits i*bits .. i*bits+bits-1 of a little-endian
  *   bit string; block*bits/8 bytes. Eight codes fill exactly `bits` bytes, so they are packed eight at a time.
  *
- * Ids: 0x4E420000 + kind * 0x1000 + bits * 0x10 + log2(block). Rounding is floor(x + 0.5). A member of the family is one
- * row at the end of this file; all code reads bits, kind and block from nib_format.parameter. */
+ * Ids: 0x4E420000 + kind * 0x1000 + bits * 0x10 + log2(block). Rounding is floor(x + 0.5). The 84 members are made by
+ * macros at the end of this file; all code reads bits, kind and block from nib_format.parameter. 2 bits symmetric have
+ * three values, -1, 0 and 1 times the scale: the fourth code is never written. */
 #include "format/block.h"
 
 #include <math.h>
@@ -35,7 +36,8 @@ static inline uint64_t spread(uint64_t packed, unsigned bits) {
     return (packed & of_1) | (packed >> bits & of_1) << 8;
 }
 
-static inline void spread_codes(uint8_t *restrict code, const uint8_t *restrict packed, size_t n, unsigned bits) {
+static inline __attribute__((always_inline)) void spread_codes(uint8_t *restrict code, const uint8_t *restrict packed,
+                                                               size_t n, unsigned bits) {
     for (size_t i = 0; i < n; i += 8, packed += bits) {
         uint64_t word = 0;
         memcpy(&word, packed, bits);
@@ -53,13 +55,35 @@ static inline void spread_pairs(uint8_t *restrict code, const uint8_t *restrict 
     }
 }
 
-static inline void read_codes(uint8_t *restrict code, const uint8_t *restrict packed, size_t n, unsigned bits) {
-    if (bits == 8)
-        memcpy(code, packed, n);
-    else if (bits == 2)
-        spread_pairs(code, packed, n);
-    else
-        spread_codes(code, packed, n, bits);
+/* GROUP codes. Every case has a constant to build on, which is worth more than the jump costs. */
+static inline __attribute__((always_inline)) void read_group(uint8_t *restrict code, const uint8_t *restrict packed,
+                                                             unsigned bits) {
+    switch (bits) {
+    case 2:
+        spread_pairs(code, packed, GROUP);
+        break;
+    case 3:
+        spread_codes(code, packed, GROUP, 3);
+        break;
+    case 4:
+        spread_codes(code, packed, GROUP, 4);
+        break;
+    case 5:
+        spread_codes(code, packed, GROUP, 5);
+        break;
+    case 6:
+        spread_codes(code, packed, GROUP, 6);
+        break;
+    case 7:
+        spread_codes(code, packed, GROUP, 7);
+        break;
+    default:
+        memcpy(code, packed, GROUP);
+    }
+}
+
+static void read_codes(uint8_t *restrict code, const uint8_t *restrict packed, size_t n, unsigned bits) {
+    for (size_t i = 0; i < n; i += GROUP) read_group(code + i, packed + i / 8 * bits, bits);
 }
 
 static void write_codes(uint8_t *restrict packed, const uint8_t *restrict code, size_t n, unsigned bits) {
@@ -114,7 +138,13 @@ static void fit_minimum_range(fitted *out, const float *x, unsigned block, unsig
     for (unsigned i = 0; i < block; i++) out->code[i] = (uint8_t)(d != 0 ? round_up((x[i] - min) / d, 0, largest) : 0);
 }
 
-/* Fits one block to its range made smaller by `factor` (1: nothing is cut off). */
+/* How many steps there are between the middle (s) or the lowest value (a, m) and the largest. */
+static float steps_of(const nib_format *format) {
+    const unsigned bits = format->parameter[BITS];
+    return (float)(format->parameter[KIND] == SYMMETRIC ? (1 << (bits - 1)) - 1 : (1 << bits) - 1);
+}
+
+/* Fits one block to its range times `factor` (1: the plain values). */
 static void fit_block(fitted *out, const nib_format *format, const float *x, float factor) {
     const unsigned bits = format->parameter[BITS], block = format->parameter[BLOCK];
     if (format->parameter[KIND] == SYMMETRIC) {
@@ -156,13 +186,18 @@ static float error_of(const nib_format *format, const fitted *fit, const float *
     return error;
 }
 
-/* With an importance matrix: the best of eight ranges, the first of equals. */
+/* With an importance matrix: the best of eight ranges, the first of equals. The range is multiplied by n / (n + t), n
+ * steps in the plain range, for these t: t = 1 leaves the outermost value one step outside, where it is clamped, and all
+ * others get finer steps. */
+static const float CANDIDATES[] = {0, -0.25f, 0.25f, 0.5f, 1, 1.5f, 2, 3};
+
 static void search_block(fitted *best, const nib_format *format, const float *x, const float *importance) {
+    const float n = steps_of(format);
     fit_block(best, format, x, 1);
     float best_error = error_of(format, best, x, importance);
-    for (int step = 1; step < 8; step++) {
+    for (unsigned i = 1; i < sizeof CANDIDATES / sizeof *CANDIDATES; i++) {
         fitted trial;
-        fit_block(&trial, format, x, 1 - 0.05f * (float)step);
+        fit_block(&trial, format, x, n / (n + CANDIDATES[i]));
         const float error = error_of(format, &trial, x, importance);
         if (error < best_error) {
             best_error = error;
@@ -210,12 +245,13 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     }
 }
 
-/* Finite scales; and with 2 bits symmetric, where only -1, 0 and 1 are written, no code 0. */
+/* Finite scales; a zero point among the codes; and with 2 bits symmetric, where only -1, 0 and 1 are written, no code 0. */
 static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     const unsigned block = format->parameter[BLOCK], bits = format->parameter[BITS], kind = format->parameter[KIND];
     const uint8_t *in = src;
     for (size_t i = 0; i < n; i += block, in += format->facts.bytes) {
         if (!half_is_finite(in) || (kind == MINIMUM && !half_is_finite(in + 2))) return NIB_VERDICT_NOT_FINITE;
+        if (kind == ZERO && in[2] >> bits != 0) return NIB_VERDICT_BAD_CODE;
         if (kind != SYMMETRIC || bits != 2) continue;
         uint8_t code[MAX_BLOCK];
         read_codes(code, in + HEAD_BYTES[kind], block, bits);
@@ -226,28 +262,20 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
-static inline __attribute__((always_inline)) void unpack_as(nib_codes *restrict out, const uint8_t *restrict in,
-                                                            size_t n, unsigned bits, unsigned kind, unsigned block) {
-    for (size_t i = 0; i < n; i += block, in += GRID_BYTES(bits, kind, block)) {
-        float scale, min;
-        read_head(in, kind, bits, &scale, &min);
-        for (size_t group = i / GROUP; group < (i + block) / GROUP; group++) {
-            out->scale[group] = scale;
-            out->min[group] = min;
-        }
-        read_codes(out->code + i, in + HEAD_BYTES[kind], block, bits);
-    }
-}
-
-/* The same call, with constants the compiler can build on where it is worth it. */
+/* Larger blocks repeat their scale in every group. */
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     const unsigned block = format->parameter[BLOCK], bits = format->parameter[BITS], kind = format->parameter[KIND];
-    if (block == 32 && bits == 8 && kind == ZERO)
-        unpack_as(out, src, n, 8, ZERO, 32);
-    else if (block == 32 && bits == 2 && kind == SYMMETRIC)
-        unpack_as(out, src, n, 2, SYMMETRIC, 32);
-    else
-        unpack_as(out, src, n, bits, kind, block);
+    const uint8_t *in = src;
+    for (size_t i = 0; i < n; i += block) {
+        float scale, min;
+        read_head(in, kind, bits, &scale, &min);
+        in += HEAD_BYTES[kind];
+        for (size_t group = i / GROUP; group < (i + block) / GROUP; group++, in += GROUP / 8 * bits) {
+            out->scale[group] = scale;
+            out->min[group] = min;
+            read_group(out->code + group * GROUP, in, bits);
+        }
+    }
 }
 
 /* ---- Members ----------------------------------------------------------------------------------------------------- */
@@ -260,7 +288,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
                   .block = (member_block),                                                                        \
                   .bytes = GRID_BYTES(member_bits, member_kind, member_block),                                    \
                   .kind = NIB_CLASS_SCALED,                                                                       \
-                  .about = text,                                                                                  \
+                  .about = text #member_block,                                                                    \
                   .can_encode = true,                                                                             \
                   .can_decode = true,                                                                             \
                   .is_nibbles_own = true},                                                                        \
@@ -268,5 +296,13 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
         .encode = encode, .decode = decode, .check = check, .unpack = unpack                                      \
     }
 
-NIB_FORMATS(grid, MEMBER("q8a", 8, ZERO, 32, 5, "8 bits asymmetric, a scale and an integer zero point per 32"),
-            MEMBER("q2s", 2, SYMMETRIC, 32, 5, "2 bits symmetric, a scale per 32: only -1, 0 and 1 times the scale"));
+/* All blocks of a kind, all kinds of a number of bits. */
+#define BLOCKS(name, bits, kind, text)                                                  \
+    MEMBER(name, bits, kind, 32, 5, text), MEMBER(name "_64", bits, kind, 64, 6, text), \
+        MEMBER(name "_128", bits, kind, 128, 7, text), MEMBER(name "_256", bits, kind, 256, 8, text)
+#define KINDS(bits)                                                                                          \
+    BLOCKS("q" #bits "s", bits, SYMMETRIC, #bits " bits symmetric, a scale per "),                           \
+        BLOCKS("q" #bits "a", bits, ZERO, #bits " bits asymmetric, a scale and an integer zero point per "), \
+        BLOCKS("q" #bits "m", bits, MINIMUM, #bits " bits asymmetric, a scale and a minimum per ")
+
+NIB_FORMATS(grid, KINDS(2), KINDS(3), KINDS(4), KINDS(5), KINDS(6), KINDS(7), KINDS(8));

@@ -79,6 +79,10 @@ const nib_format *nib_format_by_type(uint32_t gguf_type) {
     return NULL;
 }
 
+bool nib_format_is_grid(const nib_format *format) {
+    return format && format->facts.gguf_type >> 16 == 0x4E42;
+}
+
 const nib_format_facts *nib_format_facts_of(const nib_format *format) {
     return &format->facts;
 }

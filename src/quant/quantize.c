@@ -14,6 +14,7 @@
 #include "base/progress.h"
 #include "cpu/pool.h"
 #include "file/gguf_write.h"
+#include "quant/overrides.h"
 #include "quant/recipe.h"
 
 #include <inttypes.h>
@@ -41,26 +42,42 @@ static void layout_fini(layout *l) {
 }
 
 /* Metadata that is written anew, or that describes how the input was stored and not what it is. */
-static bool is_left_out(nib_text key) {
+static bool is_left_out(nib_text key, bool with_imatrix) {
+    static const char imatrix[] = "quantize.imatrix.";
     static const char *const keys[] = {
         "general.quantization_version", "general.file_type", "general.alignment", "split.no",    "split.count",
         "split.tensors.count",          "nibble.version",    "nibble.recipe",     "nibble.pure", "nibble.grid.version",
     };
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (key.n_bytes == strlen(keys[i]) && memcmp(key.data, keys[i], key.n_bytes) == 0) return true;
-    return false;
+    return with_imatrix && key.n_bytes > strlen(imatrix) && memcmp(key.data, imatrix, strlen(imatrix)) == 0;
 }
 
-/* The order is llama-quantize's: the input's pairs, then the two that say how it is quantized; ours come last. */
+/* As llama-quantize writes them: texts cut to 127 bytes, no number of chunks if it is not known. */
+static void put_imatrix(layout *l, const nib_imatrix *imatrix) {
+    char text[128];
+    const nib_imatrix_facts facts = nib_imatrix_facts_of(imatrix);
+    snprintf(text, sizeof text, "%s", facts.path);
+    nib_gguf_head_text(&l->head, "quantize.imatrix.file", text);
+    if (facts.dataset) {
+        snprintf(text, sizeof text, "%s", facts.dataset);
+        nib_gguf_head_text(&l->head, "quantize.imatrix.dataset", text);
+    }
+    nib_gguf_head_u32(&l->head, "quantize.imatrix.entries_count", (uint32_t)facts.n_entries);
+    if (facts.n_chunks) nib_gguf_head_u32(&l->head, "quantize.imatrix.chunks_count", (uint32_t)facts.n_chunks);
+}
+
+/* The order is llama-quantize's: the input's pairs, then those that say how it is quantized; ours come last. */
 static void put_metadata(layout *l, const nib_gguf *gguf, const nib_quantize_params *params) {
     nib_gguf_head_begin(&l->head);
     for (uint64_t i = 0; i < nib_gguf_n_kv(gguf); i++) {
         const nib_gguf_kv *kv = nib_gguf_kv_at(gguf, i);
-        if (!is_left_out(kv->key)) nib_gguf_head_copy(&l->head, kv);
+        if (!is_left_out(kv->key, params->imatrix != NULL)) nib_gguf_head_copy(&l->head, kv);
     }
     nib_gguf_head_u32(&l->head, "general.quantization_version", 2);
     const uint32_t file_type = nib_recipe_file_type(params->recipe);
     if (file_type != UINT32_MAX) nib_gguf_head_u32(&l->head, "general.file_type", file_type);
+    if (params->imatrix) put_imatrix(l, params->imatrix);
     for (size_t i = 0; i < l->n; i++) {
         if (!nib_format_facts_of(l->choices[i].format)->is_nibbles_own) continue;
         nib_gguf_head_u32(&l->head, "nibble.grid.version", 1);
@@ -85,13 +102,61 @@ static nib_status size_of_tensor(const nib_gguf *gguf, const nib_choice_of_forma
     return NIB_OK;
 }
 
+/* Whether a tensor would make use of importance. Embedding and output are not measured, so nobody misses theirs. */
+static bool wants_importance(const nib_choice_of_format *choice) {
+    const char *name = choice->tensor->name;
+    if (choice->copied || nib_format_facts_of(choice->format)->kind == NIB_CLASS_FLOAT) return false;
+    return choice->importance || (strcmp(name, "token_embd.weight") != 0 && strcmp(name, "output.weight") != 0 &&
+                                  strcmp(name, "per_layer_token_embd.weight") != 0);
+}
+
+/* Refuses an importance matrix that fits no tensor. */
+static nib_status check_imatrix(const layout *l, const nib_imatrix *imatrix, nib_error *error) {
+    bool wanted = false, found = false;
+    for (size_t i = 0; i < l->n; i++) {
+        wanted |= wants_importance(&l->choices[i]);
+        found |= l->choices[i].importance != NULL;
+    }
+    if (!imatrix || !wanted || found) return NIB_OK;
+    nib_fail_at(
+        error, NIB_ERR_CORRUPT, nib_imatrix_facts_of(imatrix).path, -1, NULL,
+        "the importance matrix is another model's: no entry has the name and size of one of this model's tensors");
+    return nib_hint(error, NIB_ERR_CORRUPT, "measure one with this model");
+}
+
+/* What choosing allows and encoding cannot do. */
+static nib_status check_choices(const nib_gguf *gguf, const nib_quantize_params *params, const layout *l,
+                                nib_error *error) {
+    for (size_t i = 0; i < l->n; i++) {
+        const nib_choice_of_format *choice = &l->choices[i];
+        const nib_format_facts *facts = nib_format_facts_of(choice->format);
+        if (choice->copied) continue;
+        if (!facts->can_encode) {
+            nib_fail_at(error, NIB_ERR_UNSUPPORTED, nib_gguf_path(gguf), -1, choice->tensor->name,
+                        "nibble does not write the format %s", facts->name);
+            return nib_hint(error, NIB_ERR_UNSUPPORTED, "`nibble formats` lists the formats it writes");
+        }
+        if (!choice->lacks_importance) continue;
+        nib_fail_at(error, NIB_ERR_UNSUPPORTED, nib_gguf_path(gguf), -1, choice->tensor->name,
+                    "%s as %s needs an importance matrix%s", choice->tensor->name, facts->name,
+                    params->imatrix ? ", and the one given has no entry that fits" : "");
+        return nib_hint(error, NIB_ERR_UNSUPPORTED, "%s",
+                        params->imatrix
+                            ? "give this tensor another format, or use the importance matrix of this very model"
+                            : "give one, or choose a format that does without: q2_k, q3_k_m, iq4_xs");
+    }
+    return NIB_OK;
+}
+
 static nib_status make_layout(const nib_gguf *gguf, const nib_quantize_params *params, layout *l, nib_error *error) {
     nib_status status;
     uint64_t offset = 0;
     *l = (layout){.n = (size_t)nib_gguf_n_tensors(gguf)};
     l->choices = nib_alloc(l->n, sizeof *l->choices);
     if (!l->choices) return nib_fail_memory(error, l->n * sizeof *l->choices);
-    NIB_TRY_GOTO(nib_recipe_choose(params->recipe, params->pure, gguf, l->choices, error));
+    NIB_TRY_GOTO(nib_recipe_choose(params, gguf, l->choices, error));
+    NIB_TRY_GOTO(check_imatrix(l, params->imatrix, error));
+    NIB_TRY_GOTO(check_choices(gguf, params, l, error));
     put_metadata(l, gguf, params);
     for (size_t i = 0; i < l->n; i++) {
         const nib_tensor *tensor = l->choices[i].tensor;
@@ -134,7 +199,7 @@ typedef struct piece_result {
 typedef struct batch {
     const nib_choice_of_format *choice;
     uint64_t first; /* piece */
-    bool measure;
+    bool measure, grid_search;
     uint8_t *out;          /* encoded pieces back to back; unused for copies */
     piece_result *results; /* (BATCH_PIECES) */
     float *scratch;        /* (workers, 2, NIB_PIECE_COLUMNS): weights, and what became of them */
@@ -171,7 +236,15 @@ static void encode_piece(const batch *b, const nib_piece *piece, uint8_t *out, f
         result->found.column = piece->column + column;
         return;
     }
-    result->found.verdict = nib_format_encode(choice->format, out, weights, piece->n, NULL);
+    /* each matrix of a stack (of experts) has importance of its own */
+    const uint64_t matrix = piece->row / choice->tensor->ne[1] % choice->tensor->ne[2];
+    const float *importance =
+        choice->importance ? choice->importance + matrix * choice->tensor->ne[0] + piece->column : NULL;
+    if (!importance && b->grid_search && nib_format_is_grid(choice->format)) {
+        for (size_t i = 0; i < piece->n; i++) decoded[i] = 1; /* its turn comes later */
+        importance = decoded;
+    }
+    result->found.verdict = nib_format_encode(choice->format, out, weights, piece->n, importance);
     if (result->found.verdict != NIB_VERDICT_OK || !b->measure) return;
     nib_format_decode(choice->format, decoded, out, piece->n);
     measure_piece(weights, decoded, piece->n, result);
@@ -336,6 +409,30 @@ static nib_status write_file(run *r, const layout *l, nib_quantized *out) {
     return NIB_OK;
 }
 
+static void warn_about_importance(const layout *l, const nib_imatrix *imatrix, const nib_watch *watch) {
+    for (size_t i = 0; imatrix && i < l->n; i++) {
+        const nib_tensor *tensor = l->choices[i].tensor;
+        const float *values;
+        if (l->choices[i].importance || !wants_importance(&l->choices[i])) continue;
+        const bool absent =
+            nib_imatrix_find(imatrix, tensor->name, tensor->ne[0], tensor->ne[2], &values) == NIB_IMATRIX_ABSENT;
+        nib_warn(watch, "%s: %s; it is quantized without importance", tensor->name,
+                 absent ? "the importance matrix has no such entry"
+                        : "its entry in the importance matrix is for another shape");
+    }
+}
+
+static void warn_about_overrides(const layout *l, const nib_overrides *overrides, const nib_watch *watch) {
+    bool used = false;
+    const char *rule;
+    for (size_t r = 0; (rule = nib_overrides_rule(overrides, r, "", &used)); r++) {
+        used = false;
+        for (size_t i = 0; i < l->n && !used; i++)
+            (void)nib_overrides_rule(overrides, r, l->choices[i].tensor->name, &used);
+        if (!used) nib_warn(watch, "no tensor fits %s", rule);
+    }
+}
+
 nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params, nib_pool *pool,
                         const nib_watch *watch, nib_quantized *out, nib_error *error) {
     nib_status status;
@@ -343,10 +440,14 @@ nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_qu
     layout l = {0};
     run r = {.gguf = gguf, .params = params, .pool = pool, .meter = {.watch = watch}, .error = error};
     r.batch.measure = params->measure_error;
+    r.batch.grid_search = params->grid_search;
     *out = (nib_quantized){.recipe = params->recipe, .pure = params->pure, .bytes_in = nib_gguf_bytes(gguf)};
     snprintf(out->input, sizeof out->input, "%s", nib_gguf_path(gguf));
     snprintf(out->output, sizeof out->output, "%s", path_out);
+    if (params->imatrix) snprintf(out->imatrix, sizeof out->imatrix, "%s", nib_imatrix_facts_of(params->imatrix).path);
     NIB_TRY_GOTO(make_layout(gguf, params, &l, error));
+    warn_about_importance(&l, params->imatrix, watch);
+    warn_about_overrides(&l, params->overrides, watch);
     if (nib_gguf_trailing_bytes(gguf))
         nib_warn(watch, "%s: %" PRIu64 " bytes after the last tensor are left out", nib_gguf_path(gguf),
                  nib_gguf_trailing_bytes(gguf));
@@ -387,7 +488,10 @@ void nib_quantized_write_json(const nib_quantized *quantized, nib_json *json) {
     nib_json_string(json, "format", nib_format_facts_of(nib_recipe_format(quantized->recipe))->name);
     nib_json_string(json, "recipe", nib_recipe_name(quantized->recipe));
     nib_json_bool(json, "pure", quantized->pure);
-    nib_json_null(json, "imatrix");
+    if (quantized->imatrix[0])
+        nib_json_string(json, "imatrix", quantized->imatrix);
+    else
+        nib_json_null(json, "imatrix");
     nib_json_uint(json, "n_tensors", quantized->n_tensors);
     nib_json_uint(json, "bytes_in", quantized->bytes_in);
     nib_json_uint(json, "bytes_out", quantized->bytes_out);

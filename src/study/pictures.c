@@ -370,7 +370,11 @@ static bool draw_kld_tokens(nib_svg *svg, const nib_study *study) {
 
 /* ---- All of them ------------------------------------------------------------------------------------------------------ */
 
+enum { THE_MAP = 11, MOST_ROWS = 24 };
+
+/* Pictures with a row or a panel for every level are no help when there are very many. */
 static bool draw(unsigned which, nib_svg *svg, const nib_study *study, row *rows) {
+    if (study->n_levels > MOST_ROWS && which != THE_MAP) return false;
     switch (which) {
     case 0:
         draw_size(svg, study, rows);
@@ -395,8 +399,10 @@ static bool draw(unsigned which, nib_svg *svg, const nib_study *study, row *rows
         return nib_draw_weights(svg, study, false);
     case 9:
         return nib_draw_weights(svg, study, true);
-    default:
+    case 10:
         return draw_tensor_error(svg, study, rows);
+    default:
+        return nib_draw_map(svg, study);
     }
 }
 
@@ -441,9 +447,14 @@ static const struct {
      "Typical error of a weight as a share of the typical weight. The dot is the whole model, the bar spans its "
      "tensors from best to "
      "worst."},
+    {"map.svg", "map", "Bits, symmetry, block: what is each worth?",
+     "Every point is one way to store the weights: lower is closer to the original, further left is smaller. A line "
+     "joins 2 "
+     "to 8 bits of one kind and block. The dashed line is the noise floor."},
 };
 
 #define N_PICTURES (sizeof pictures_table / sizeof *pictures_table)
+static_assert(N_PICTURES == THE_MAP + 1, "the map comes last");
 static_assert(N_PICTURES <= NIB_STUDY_MAX_PICTURES, "callers give room for so many");
 
 static nib_status draw_one(const nib_study *study, unsigned which, row *rows, nib_picture *pictures, uint32_t *n,

@@ -19,14 +19,28 @@
 #define SHARE_OF_ANSWER             0.5 /* of the most tokens an answer may have, what it takes on average */
 #define EVAL_CTX                    512
 
-uint32_t nib_study_levels(const char *set, const nib_recipe **out) {
+/* The recipes named after a format of the grid family. */
+static uint32_t grid_levels(const nib_recipe **out, uint32_t capacity) {
+    const nib_recipe *recipe;
+    uint32_t n = 0;
+    for (unsigned i = 0; (recipe = nib_recipe_at(i)) != NULL; i++) {
+        if (!nib_format_is_grid(nib_recipe_format(recipe))) continue;
+        if (n < capacity) out[n] = recipe;
+        n++;
+    }
+    return n;
+}
+
+uint32_t nib_study_levels(const char *set, const nib_recipe **out, uint32_t capacity) {
     static const char *const by_default[] = {"q8_0", "q6_k", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k", NULL};
     static const char *const article[] = {"q8_0", "q8a", "q4_1", "q4_0", "q2_k", "q2s", NULL};
     const char *const *names = strcmp(set, "default") == 0 ? by_default : strcmp(set, "article") == 0 ? article : NULL;
     uint32_t n = 0;
+    if (strcmp(set, "grid") == 0) return grid_levels(out, capacity);
     for (; names != NULL && names[n] != NULL; n++) {
-        out[n] = nib_recipe_find(names[n], NULL);
-        if (out[n] == NULL) return 0;
+        const nib_recipe *recipe = nib_recipe_find(names[n], NULL);
+        if (recipe == NULL) return 0;
+        if (n < capacity) out[n] = recipe;
     }
     return n;
 }
@@ -65,6 +79,7 @@ nib_status nib_study_check_levels(const nib_study_params *params, nib_error *err
 
 nib_status nib_study_read_questions(const nib_study_params *params, nib_questions *out, nib_error *error) {
     *out = (nib_questions){0};
+    if (params->map) return NIB_OK;
     const char *path = params->choice_path;
     if (path == NULL && strcmp(params->model, "demo") == 0) path = "demo";
     if (path == NULL || *path == '\0') return NIB_OK;
@@ -157,13 +172,15 @@ nib_status nib_study_cost(const nib_study_params *params, const nib_model *refer
     const double body = fmax((double)plan.macs_per_token - head, head * 0.01);
     out->quantize = (double)facts->n_params * QUANTIZE_SECONDS_PER_WEIGHT / threads;
     out->weights = (double)facts->n_params * WEIGHTS_SECONDS_PER_WEIGHT / threads;
-    out->eval = n_models * (n_tokens * (read + exact) * (1 + 0.5 * head / body) +
-                            (double)questions->n * TOKENS_PER_QUESTION * read * (1 + 0.3 * head / body));
+    const double n_exact = params->map ? 1 : n_models; /* a map leaves out the loss of the weights alone */
+    out->eval = n_tokens * (n_models * read + n_exact * exact) * (1 + 0.5 * head / body) +
+                n_models * (double)questions->n * TOKENS_PER_QUESTION * read * (1 + 0.3 * head / body);
     write *= 1 + head / body;
     out->bench_params = fit_bench(facts->n_ctx_train, (uint32_t)n_models, read, write);
     const uint32_t tries = params->n_tries != 0 ? params->n_tries : 1;
     out->answers = n_prompts * tries * (20 * read + SHARE_OF_ANSWER * nib_talk_tokens(params) * write);
     const nib_bench_params *bench = &out->bench_params;
+    if (params->map) return NIB_OK;
     out->bench = (bench->runs + 1) * (bench->n_prompt * read + bench->n_generate * write);
     return NIB_OK;
 }

@@ -104,8 +104,8 @@ static void write_row(nib_string *out, const nib_study *study, uint32_t index) {
                         nib_text_of_number(b, model->kld.p99), 100 * model->same_top, 100 * model->same_top_err);
     if (study->eval.reference.has_choice)
         nib_string_addf(out, "<td>%.1f%% <i>±%.1f</i></td>", 100 * model->accuracy, 100 * model->accuracy_err);
-    write_speed_cell(out, nib_study_speed(study, index, "pp"));
-    write_speed_cell(out, nib_study_speed(study, index, "tg"));
+    if (study->bench.n > 0) write_speed_cell(out, nib_study_speed(study, index, "pp"));
+    if (study->bench.n > 0) write_speed_cell(out, nib_study_speed(study, index, "tg"));
     if (study->n_prompts > 0)
         nib_string_addf(out, "<td>%u of %u</td>", nib_study_broken_answers(study, index),
                         study->n_prompts * study->n_tries);
@@ -123,7 +123,8 @@ static void write_table(nib_string *out, const nib_study *study) {
         "<th scope=\"col\">KL divergence, mean</th><th scope=\"col\">KL divergence, 99%</th>"
         "<th scope=\"col\">Same next token</th>");
     if (study->eval.reference.has_choice) add(out, "<th scope=\"col\">Questions right</th>");
-    add(out, "<th scope=\"col\">Reading, tokens/s</th><th scope=\"col\">Writing, tokens/s</th>");
+    if (study->bench.n > 0)
+        add(out, "<th scope=\"col\">Reading, tokens/s</th><th scope=\"col\">Writing, tokens/s</th>");
     if (study->n_prompts > 0) add(out, "<th scope=\"col\">Answers that looped or were empty</th>");
     add(out, "</tr></thead>\n<tbody>\n");
     write_row(out, study, 0);

@@ -110,22 +110,9 @@ static void rename_in_reports(run *self) {
     }
 }
 
-static nib_status measure(run *self, nib_error *error) {
+/* What a person would notice: answers and speed. */
+static nib_status use(run *self, nib_error *error) {
     nib_study *study = self->study;
-    const nib_eval_params params = {
-        .text_path = self->params->text_path,
-        .n_chunks = self->params->n_chunks,
-        .weights_only = true,
-        .questions = self->questions.n > 0 ? &self->questions : NULL,
-    };
-    NIB_TRY(nib_stages_next(&self->stages, self->costs.eval, error, "measure"));
-    NIB_TRY(nib_eval_run(self->models[0], models_of(self) + 1, study->n_levels, &params, self->pool,
-                         &self->stages.inner, &study->eval, error));
-    for (uint32_t i = 0; i <= study->n_levels; i++) {
-        NIB_TRY(nib_stages_next(&self->stages, self->costs.weights, error, "weights"));
-        NIB_TRY(nib_weights_measure(nib_model_gguf(self->models[i]), i == 0 ? 0 : study->weights[0].edge, self->pool,
-                                    &self->stages.inner, &study->weights[i], error));
-    }
     for (uint32_t i = 0; i <= study->n_levels; i++) {
         const char *level = i == 0 ? "the original" : nib_recipe_name(self->params->levels[i - 1]);
         NIB_TRY(nib_stages_next(&self->stages, self->costs.answers, error, "talk to %s", level));
@@ -138,6 +125,26 @@ static nib_status measure(run *self, nib_error *error) {
     NIB_TRY(nib_stages_next(&self->stages, (1 + study->n_levels) * self->costs.bench, error, "speed"));
     return nib_bench_run(models_of(self), 1 + study->n_levels, &self->costs.bench_params, self->pool,
                          &self->stages.inner, &study->bench, error);
+}
+
+static nib_status measure(run *self, nib_error *error) {
+    nib_study *study = self->study;
+    const nib_eval_params params = {
+        .text_path = self->params->text_path,
+        .n_chunks = self->params->n_chunks,
+        .weights_only = !self->params->map,
+        .questions = self->questions.n > 0 ? &self->questions : NULL,
+    };
+    NIB_TRY(nib_stages_next(&self->stages, self->costs.eval, error, "measure"));
+    NIB_TRY(nib_eval_run(self->models[0], models_of(self) + 1, study->n_levels, &params, self->pool,
+                         &self->stages.inner, &study->eval, error));
+    for (uint32_t i = 0; i <= study->n_levels; i++) {
+        NIB_TRY(nib_stages_next(&self->stages, self->costs.weights, error, "weights"));
+        NIB_TRY(nib_weights_measure(nib_model_gguf(self->models[i]), i == 0 ? 0 : study->weights[0].edge, self->pool,
+                                    &self->stages.inner, &study->weights[i], error));
+    }
+    study->peak_anonymous_bytes = nib_peak_anonymous_bytes();
+    return self->params->map ? NIB_OK : use(self, error);
 }
 
 static nib_status write_json_file(run *self, nib_error *error) {

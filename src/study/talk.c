@@ -71,6 +71,7 @@ nib_status nib_prompts_make(const nib_study_params *params, const nib_model *mod
                             nib_error *error) {
     const nib_tokenizer *tokenizer = nib_model_text_tokenizer(model, error);
     if (tokenizer == NULL) return error != NULL ? error->code : NIB_ERR_UNSUPPORTED;
+    if (params->map) return alloc_prompts(study, 0, error);
     NIB_TRY(params->prompts != NULL ? own_prompts(params, study, error) : built_in_prompts(study, error));
     const nib_chat_shape shape = nib_chat_shape_of(nib_model_gguf(model), tokenizer);
     const uint32_t n_ctx = nib_model_facts_of(model)->n_ctx_train;

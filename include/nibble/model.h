@@ -124,6 +124,39 @@ NIB_API nib_status nib_generate(nib_session *session, uint32_t n_past, const int
                                 const nib_generate_params *params, nib_generated *out, nib_error *error);
 NIB_API void nib_generated_fini(nib_generated *generated);
 
+/* ---- Random models ---------------------------------------------------------------------------------------------------- */
+
+typedef struct nib_random_params {
+    /* "ARCH[:ITEM,ITEM...]": an architecture that runs; items are presets (nib_random_preset_at) or NAME=NUMBER, later
+     * ones replace earlier ones. Names: layers, embd, ff, heads, kv, head (values of one head), vocab, ctx, rope, eps,
+     * tied (1: no output matrix of its own), and every key of the architecture as GGUF spells it ("rope.freq_base").
+     * Without items: 4 layers of 256, 4096 tokens. heads without kv: as many keys and values as queries. */
+    const char *spec;
+    const nib_format *format; /* of the matrices; a format whose block is one weight; NULL = bf16. Vectors are f32. */
+    uint64_t seed;
+    bool force; /* replace an existing file */
+} nib_random_params;
+
+typedef struct nib_random_made {
+    char arch[64];
+    uint64_t n_tensors, n_params, n_bytes; /* bytes of the file */
+} nib_random_made;
+
+/* Presets: the shapes of models people know. false past the last. shape: what the preset stands for. */
+typedef struct nib_random_preset {
+    const char *arch, *name, *shape;
+} nib_random_preset;
+NIB_API bool nib_random_preset_at(unsigned index, nib_random_preset *out);
+
+/* Writes a model of random weights, distributed roughly like those of trained ones: matrices nearly Gaussian with a
+ * standard deviation of about 1/sqrt(columns), less by sqrt(2 layers) where they add to the residual stream, columns of
+ * different strength, one in 512 two to five times as strong, the same ones in every layer; norms near 1. It has no
+ * vocabulary (tokenizer.ggml.model "none"). The bytes depend on spec, format and seed alone, not on threads, processor or
+ * compiler. Takes a few megabytes of memory whatever the size.
+ * NIB_ERR_USAGE: unknown architecture or name, a value out of its bounds, shapes that do not fit; NIB_ERR_IO: no space. */
+NIB_API nib_status nib_random_model(const char *path, const nib_random_params *params, nib_pool *pool,
+                                    const nib_watch *watch, nib_random_made *out, nib_error *error);
+
 #ifdef __cplusplus
 }
 #endif

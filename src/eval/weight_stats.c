@@ -156,18 +156,58 @@ static void insert_top(top_weight *top, uint32_t *n_top, const top_weight *weigh
     top[at] = *weight;
 }
 
-/* Four histograms in turn, so that equal neighbours do not wait for each other's count. */
+/* Numbers of bins first, which vectorises; then counts, in four histograms in turn, so that equal neighbours do not wait
+ * for each other's count. */
 static void count_bins(const float *x, size_t n, double edge, uint64_t histogram[NIB_HISTOGRAM_BINS]) {
+    enum { CHUNK = 512 };
     uint32_t counts[4][NIB_HISTOGRAM_BINS] = {{0}};
+    int32_t bins[CHUNK];
     const float scale = (float)(NIB_HISTOGRAM_BINS / 2 / edge), half = NIB_HISTOGRAM_BINS / 2;
-    for (size_t i = 0; i < n; i++) {
-        float bin = x[i] * scale + half;
-        bin = bin > 0 ? bin : 0;
-        bin = bin < NIB_HISTOGRAM_BINS - 1 ? bin : NIB_HISTOGRAM_BINS - 1;
-        counts[i % 4][(uint32_t)bin]++;
+    for (size_t i = 0; i < n; i += CHUNK) {
+        const size_t m = n - i < CHUNK ? n - i : CHUNK;
+        for (size_t j = 0; j < m; j++) {
+            float bin = x[i + j] * scale + half;
+            bin = bin > 0 ? bin : 0;
+            bin = bin < NIB_HISTOGRAM_BINS - 1 ? bin : NIB_HISTOGRAM_BINS - 1;
+            bins[j] = (int32_t)bin;
+        }
+        for (size_t j = 0; j < m; j++) counts[j % 4][bins[j]]++;
     }
     for (int b = 0; b < NIB_HISTOGRAM_BINS; b++)
         histogram[b] += (uint64_t)counts[0][b] + counts[1][b] + counts[2][b] + counts[3][b];
+}
+
+static float absmax_of(const float *x, size_t n) {
+    float max[LANES] = {0};
+    const size_t whole = n - n % LANES;
+    for (size_t i = 0; i < whole; i += LANES)
+        for (size_t j = 0; j < LANES; j++) max[j] = fabsf(x[i + j]) > max[j] ? fabsf(x[i + j]) : max[j];
+    for (size_t i = whole; i < n; i++) max[0] = fabsf(x[i]) > max[0] ? fabsf(x[i]) : max[0];
+    for (size_t j = 1; j < LANES; j++) max[0] = max[j] > max[0] ? max[j] : max[0];
+    return max[0];
+}
+
+/* Outliers and largest magnitudes. Most chunks hold neither, which their largest magnitude tells. */
+static void collect_far(const survey *s, const float *x, size_t n, uint64_t first_index, worker_state *worker) {
+    enum { CHUNK = 128 };
+    /* Nothing nearer to zero can be an outlier, whatever the sums below round to. */
+    const double near = s->outlier * (1 - 1e-9) - fabs(s->mean);
+    const bool is_full = worker->n_top == NIB_TOP_WEIGHTS;
+    float least = is_full ? (float)fabs(worker->top[NIB_TOP_WEIGHTS - 1].value) : -1;
+    for (size_t i = 0; i < n; i += CHUNK) {
+        const size_t end = n - i < CHUNK ? n : i + CHUNK;
+        const float absmax = absmax_of(x + i, end - i);
+        uint32_t n_outliers = 0;
+        for (size_t j = i; (double)absmax >= near && j < end; j++)
+            n_outliers += fabs((double)x[j] - s->mean) > s->outlier;
+        worker->n_outliers += n_outliers;
+        for (size_t j = i; absmax >= least && j < end; j++) {
+            if (fabsf(x[j]) < least) continue;
+            const top_weight weight = {(double)x[j], s->tensor_index, first_index + j};
+            insert_top(worker->top, &worker->n_top, &weight);
+            if (worker->n_top == NIB_TOP_WEIGHTS) least = (float)fabs(worker->top[NIB_TOP_WEIGHTS - 1].value);
+        }
+    }
 }
 
 static void survey_piece(const survey *s, const float *x, size_t n, uint64_t first_index, worker_state *worker,
@@ -175,17 +215,7 @@ static void survey_piece(const survey *s, const float *x, size_t n, uint64_t fir
     double squares;
     sum_powers(x, n, s->mean, &squares, &out->fourth);
     count_bins(x, n, s->edge, worker->histogram);
-    uint32_t n_outliers = 0;
-    for (size_t i = 0; i < n; i++) n_outliers += fabs((double)x[i] - s->mean) > s->outlier;
-    worker->n_outliers += n_outliers;
-    const bool is_full = worker->n_top == NIB_TOP_WEIGHTS;
-    float least = is_full ? (float)fabs(worker->top[NIB_TOP_WEIGHTS - 1].value) : -1;
-    for (size_t i = 0; i < n; i++) {
-        if (fabsf(x[i]) < least) continue;
-        const top_weight weight = {(double)x[i], s->tensor_index, first_index + i};
-        insert_top(worker->top, &worker->n_top, &weight);
-        if (worker->n_top == NIB_TOP_WEIGHTS) least = (float)fabs(worker->top[NIB_TOP_WEIGHTS - 1].value);
-    }
+    collect_far(s, x, n, first_index, worker);
 }
 
 /* Largest magnitude per column; first: flat index of x[0], which lies in a matrix of n_columns. */

@@ -53,6 +53,11 @@ void nib_gguf_head_u32(nib_gguf_head *head, const char *key, uint32_t value) {
     put_u32(head, value);
 }
 
+void nib_gguf_head_f32(nib_gguf_head *head, const char *key, float value) {
+    put_key(head, key, NIB_GGUF_F32);
+    put(head, &value, sizeof value);
+}
+
 void nib_gguf_head_bool(nib_gguf_head *head, const char *key, bool value) {
     put_key(head, key, NIB_GGUF_BOOL);
     put(head, value ? "\1" : "\0", 1);

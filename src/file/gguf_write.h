@@ -14,6 +14,7 @@ void nib_gguf_head_begin(nib_gguf_head *head);
 /* A pair of another file, value bytes unchanged but for booleans, which become 0 or 1. */
 void nib_gguf_head_copy(nib_gguf_head *head, const nib_gguf_kv *kv);
 void nib_gguf_head_u32(nib_gguf_head *head, const char *key, uint32_t value);
+void nib_gguf_head_f32(nib_gguf_head *head, const char *key, float value);
 void nib_gguf_head_bool(nib_gguf_head *head, const char *key, bool value);
 void nib_gguf_head_text(nib_gguf_head *head, const char *key, const char *value);
 /* After all pairs. Trailing dimensions of 1 are left out, as llama.cpp does. offset: from the start of the data. */

@@ -36,7 +36,8 @@ static bool has_vocabulary(const nib_gguf *gguf) {
     if (!nib_gguf_get_text(gguf, "tokenizer.ggml.model", &kind)) {
         return nib_gguf_find(gguf, "tokenizer.ggml.model") != NULL;
     }
-    return kind.n_bytes != 4 || memcmp(kind.data, "none", 4) != 0;
+    return (kind.n_bytes != 4 || memcmp(kind.data, "none", 4) != 0) &&
+           (kind.n_bytes != 8 || memcmp(kind.data, "no_vocab", 8) != 0);
 }
 
 static nib_status load_vocabulary(nib_model *model, nib_error *error) {

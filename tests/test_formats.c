@@ -355,7 +355,10 @@ static void random_row(float *x, size_t n) {
 }
 
 static void random_importance(float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = ldexpf((float)(next_random() & 0xff), -(int)(next_random() % 12));
+    for (size_t i = 0; i < n; i++) {
+        const int down = (int)(next_random() % 12); /* before the next number, for any compiler */
+        x[i] = ldexpf((float)(next_random() & 0xff), -down);
+    }
 }
 
 /* Encodes at every level; returns the bytes of the lowest and fails where another one differs. */

@@ -27,55 +27,55 @@ _Static_assert(GRID_BYTES(2, SYMMETRIC, 32) == 10, "a q2s block is 10 bytes");
 
 /* ---- Codes: eight of them <-> `bits` bytes ----------------------------------------------------------------------- */
 
-/* Fields of `bits` bits -> one byte each: halve three times. */
-static inline uint64_t spread(uint64_t packed, unsigned bits) {
+/* GROUP codes of 3 to 7 bits as four words of eight fields; halving three times makes a byte of every field. Eight bytes
+ * are loaded for each word, the last ones further to the front so as to stay within the group; what belongs to a
+ * neighbour is shifted or masked away. */
+static inline __attribute__((always_inline)) void spread_group(uint8_t *restrict code, const uint8_t *restrict packed,
+                                                               unsigned bits) {
     const uint64_t of_4 = (UINT64_C(1) << 4 * bits) - 1, of_2 = ((UINT64_C(1) << 2 * bits) - 1) * 0x0000000100000001u;
     const uint64_t of_1 = ((UINT64_C(1) << bits) - 1) * 0x0001000100010001u;
-    packed = (packed & of_4) | (packed >> 4 * bits & of_4) << 32;
-    packed = (packed & of_2) | (packed >> 2 * bits & of_2) << 16;
-    return (packed & of_1) | (packed >> bits & of_1) << 8;
-}
-
-static inline __attribute__((always_inline)) void spread_codes(uint8_t *restrict code, const uint8_t *restrict packed,
-                                                               size_t n, unsigned bits) {
-    for (size_t i = 0; i < n; i += 8, packed += bits) {
-        uint64_t word = 0;
-        memcpy(&word, packed, bits);
-        word = spread(word, bits);
-        memcpy(code + i, &word, sizeof word);
+    const unsigned last = 4 * bits - 8;
+    words_32 words;
+    for (unsigned k = 0; k < 4; k++) {
+        const unsigned at = k * bits < last ? k * bits : last;
+        words[k] = nib_load_u64(packed + at) >> 8 * (k * bits - at);
     }
+    words = (words & of_4) | (words >> 4 * bits & of_4) << 32;
+    words = (words & of_2) | (words >> 2 * bits & of_2) << 16;
+    words = (words & of_1) | (words >> bits & of_1) << 8;
+    memcpy(code, &words, sizeof words);
 }
 
 /* Four 2-bit codes lie in one byte: a simpler loop than halving. */
-static inline void spread_pairs(uint8_t *restrict code, const uint8_t *restrict packed, size_t n) {
-    for (size_t i = 0; i < n / 4; i++) {
+static inline void spread_pairs(uint8_t *restrict code, const uint8_t *restrict packed) {
+    for (size_t i = 0; i < GROUP / 4; i++) {
         uint32_t word = packed[i];
         word = (word | word << 6 | word << 12 | word << 18) & 0x03030303u;
         memcpy(code + 4 * i, &word, sizeof word);
     }
 }
 
-/* GROUP codes. Every case has a constant to build on, which is worth more than the jump costs. */
+/* Every case has a constant to build on, which is worth more than the jump costs. */
 static inline __attribute__((always_inline)) void read_group(uint8_t *restrict code, const uint8_t *restrict packed,
                                                              unsigned bits) {
     switch (bits) {
     case 2:
-        spread_pairs(code, packed, GROUP);
+        spread_pairs(code, packed);
         break;
     case 3:
-        spread_codes(code, packed, GROUP, 3);
+        spread_group(code, packed, 3);
         break;
     case 4:
-        spread_codes(code, packed, GROUP, 4);
+        spread_group(code, packed, 4);
         break;
     case 5:
-        spread_codes(code, packed, GROUP, 5);
+        spread_group(code, packed, 5);
         break;
     case 6:
-        spread_codes(code, packed, GROUP, 6);
+        spread_group(code, packed, 6);
         break;
     case 7:
-        spread_codes(code, packed, GROUP, 7);
+        spread_group(code, packed, 7);
         break;
     default:
         memcpy(code, packed, GROUP);

@@ -135,7 +135,7 @@ const nib_command nib_command_formats = {
     .name = "formats",
     .group = "look",
     .usage = "[FORMAT...]",
-    .about = "all formats: bits, blocks, when to use them",
+    .about = "all formats and when to use them",
     .more = "bits: per weight. kernel: integer = multiplied as integers, float = as floats, decode = decoded first.",
     .examples = "nibble formats\nnibble formats q4_k\nnibble formats --all",
     .output = "also write the JSON document to PATH",

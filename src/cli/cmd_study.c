@@ -202,8 +202,9 @@ static nib_status run(nib_cli *cli, nib_error *error) {
             status = nib_cli_no_memory(error);
         else {
             const char *text = NULL;
+            size_t n_bytes = 0;
             nib_study_write_json(study, json);
-            status = nib_json_text(json, &text, NULL, error);
+            status = nib_json_text(json, &text, &n_bytes, error);
             if (!status) printf("%s\n", text);
         }
         nib_json_free(json);

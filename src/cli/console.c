@@ -115,6 +115,7 @@ void nib_console_erase_progress(void) {
 
 static void error_as_json(const nib_error *error) {
     const char *text = NULL;
+    size_t n_bytes = 0;
     nib_json *json = nib_json_new();
     if (!json) return;
     nib_json_begin_object(json, NULL);
@@ -140,7 +141,7 @@ static void error_as_json(const nib_error *error) {
         nib_json_null(json, "hint");
     nib_json_end_object(json);
     nib_json_end_object(json);
-    if (nib_json_text(json, &text, NULL, NULL) == NIB_OK) printf("%s\n", text);
+    if (nib_json_text(json, &text, &n_bytes, NULL) == NIB_OK) printf("%s\n", text);
     nib_json_free(json);
 }
 
@@ -162,6 +163,7 @@ void nib_console_error(const nib_error *error) {
 
 static void event_as_json(const char *event, const char *message, const nib_progress *progress) {
     const char *text = NULL;
+    size_t n_bytes = 0;
     nib_json *json = nib_json_new();
     if (!json) return;
     nib_json_begin_object(json, NULL);
@@ -178,7 +180,7 @@ static void event_as_json(const char *event, const char *message, const nib_prog
             nib_json_null(json, "eta_seconds");
     }
     nib_json_end_object(json);
-    if (nib_json_text(json, &text, NULL, NULL) == NIB_OK) {
+    if (nib_json_text(json, &text, &n_bytes, NULL) == NIB_OK) {
         /* One line whatever the writer's layout: no string in it can hold a line break. */
         for (; *text; text++)
             if (*text != '\n') fputc(*text, stderr);
@@ -220,6 +222,12 @@ void nib_console_note(const char *format, ...) {
 void nib_console_watch_warn(void *user, const char *message) {
     (void)user;
     say("warning:", "\033[1;33m", message);
+}
+
+bool nib_console_watch_quietly(void *user, const nib_progress *progress) {
+    (void)user;
+    (void)progress;
+    return n_interrupts == 0;
 }
 
 /* ---- Progress ------------------------------------------------------------------------------------------------------------- */

@@ -207,12 +207,17 @@ static nib_status dry_run(job *j, nib_json *json, unsigned i, nib_error *error) 
     if (!choices) return nib_cli_no_memory(error);
     nib_status status = nib_recipe_choose(&j->params, j->gguf, choices, error);
     if (!status) status = nib_quantize_plan(j->gguf, &j->params, &bytes_out, error);
+    if (!status) nib_overrides_warn_unused(j->params.overrides, j->gguf, &j->cli->watch);
     if (!status && json) {
         nib_json_bool(json, "dry_run", true);
         nib_json_string(json, "input", nib_gguf_path(j->gguf));
         nib_json_string(json, "output", j->paths[i]);
         nib_json_string(json, "format", nib_format_facts_of(nib_recipe_format(j->recipes[i]))->name);
         nib_json_string(json, "recipe", nib_recipe_name(j->recipes[i]));
+        if (j->imatrix)
+            nib_json_string(json, "imatrix", nib_imatrix_facts_of(j->imatrix).path);
+        else
+            nib_json_null(json, "imatrix");
         nib_json_uint(json, "n_tensors", n);
         nib_json_uint(json, "bytes_in", nib_gguf_bytes(j->gguf));
         nib_json_uint(json, "bytes_out", bytes_out);

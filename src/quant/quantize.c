@@ -14,7 +14,6 @@
 #include "base/progress.h"
 #include "cpu/pool.h"
 #include "file/gguf_write.h"
-#include "quant/overrides.h"
 #include "quant/recipe.h"
 
 #include <inttypes.h>
@@ -422,17 +421,6 @@ static void warn_about_importance(const layout *l, const nib_imatrix *imatrix, c
     }
 }
 
-static void warn_about_overrides(const layout *l, const nib_overrides *overrides, const nib_watch *watch) {
-    bool used = false;
-    const char *rule;
-    for (size_t r = 0; (rule = nib_overrides_rule(overrides, r, "", &used)); r++) {
-        used = false;
-        for (size_t i = 0; i < l->n && !used; i++)
-            (void)nib_overrides_rule(overrides, r, l->choices[i].tensor->name, &used);
-        if (!used) nib_warn(watch, "no tensor fits %s", rule);
-    }
-}
-
 nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params, nib_pool *pool,
                         const nib_watch *watch, nib_quantized *out, nib_error *error) {
     nib_status status;
@@ -447,7 +435,7 @@ nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_qu
     if (params->imatrix) snprintf(out->imatrix, sizeof out->imatrix, "%s", nib_imatrix_facts_of(params->imatrix).path);
     NIB_TRY_GOTO(make_layout(gguf, params, &l, error));
     warn_about_importance(&l, params->imatrix, watch);
-    warn_about_overrides(&l, params->overrides, watch);
+    nib_overrides_warn_unused(params->overrides, gguf, watch);
     if (nib_gguf_trailing_bytes(gguf))
         nib_warn(watch, "%s: %" PRIu64 " bytes after the last tensor are left out", nib_gguf_path(gguf),
                  nib_gguf_trailing_bytes(gguf));

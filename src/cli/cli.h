@@ -136,6 +136,8 @@ NIB_PRINTF(1, 2) void nib_console_note(const char *format, ...);
 /* Members of a nib_watch. */
 bool nib_console_progress(void *user, const nib_progress *progress);
 void nib_console_watch_warn(void *user, const char *message);
+/* Progress nobody sees, for work whose text is on the screen: only stops when interrupted. */
+bool nib_console_watch_quietly(void *user, const nib_progress *progress);
 void nib_console_erase_progress(void);
 /* Was an interruption asked for? Forget it with _clear. */
 bool nib_console_interrupted(void);

@@ -20,6 +20,7 @@ typedef struct parts {
     const char *format; /* of the matrix */
     uint64_t rows;
     const char *vector, *extra; /* names; NULL = none */
+    uint64_t split;             /* the matrix's rows from here on are one of their own; 0 = none */
 } parts;
 
 static nib_gguf *make_file(builder *b, const parts *p, const float *weights, const float *vector) {
@@ -36,7 +37,10 @@ static nib_gguf *make_file(builder *b, const parts *p, const float *weights, con
                          NIB_VERDICT_OK);
     begin_image(b, 3);
     put_kv_string(b, "general.architecture", "llama");
-    put_tensor(b, "blk.0.ffn_up.weight", 2, shape, nib_format_facts_of(format)->gguf_type, 0);
+    const uint32_t type = nib_format_facts_of(format)->gguf_type;
+    const uint64_t upper[2] = {COLUMNS, p->split}, lower[2] = {COLUMNS, p->rows - p->split};
+    put_tensor(b, "blk.0.ffn_up.weight", 2, p->split ? upper : shape, type, 0);
+    if (p->split) put_tensor(b, "blk.1.ffn_up.weight", 2, lower, type, p->split * row_bytes);
     if (p->vector) put_tensor(b, p->vector, 1, vector_shape, 0, padded);
     if (p->extra) put_tensor(b, p->extra, 1, vector_shape, 0, padded + (p->vector ? N_VECTOR * 4 : 0));
     end_header(b, 32);
@@ -90,11 +94,11 @@ static nib_status compare(const fixture *f, const parts *a, const parts *b, unsi
     return status;
 }
 
-static const parts original = {"f32", ROWS, "output_norm.weight", NULL};
+static const parts original = {.format = "f32", .rows = ROWS, .vector = "output_norm.weight", .extra = NULL};
 
 static void check_against_plain_sums(const fixture *f, const char *name, uint32_t n_codes) {
     const nib_format *format = nib_format_find(name);
-    const parts coarse = {name, ROWS, "output_norm.weight", NULL};
+    const parts coarse = {.format = name, .rows = ROWS, .vector = "output_norm.weight", .extra = NULL};
     uint8_t row[COLUMNS * 4];
     float decoded[COLUMNS];
     double aa = 0, bb = 0, ab = 0, errors = 0, largest = 0;
@@ -145,6 +149,8 @@ static void check_against_plain_sums(const fixture *f, const char *name, uint32_
 }
 
 static void test_against_plain_sums(void **state) {
+    fixture *f = *state;
+    f->weights[70 * COLUMNS + 13] = 20; /* so the largest error is past the first piece */
     check_against_plain_sums(*state, "q4_0", 16);
     check_against_plain_sums(*state, "q2_k", 4);
     check_against_plain_sums(*state, "q6_k", 64);
@@ -155,7 +161,7 @@ static void test_against_plain_sums(void **state) {
 /* Two codes of sixteen: a matrix of two values. */
 static void test_unused_codes_show(void **state) {
     fixture *f = *state;
-    const parts coarse = {"q4_0", ROWS, NULL, NULL};
+    const parts coarse = {.format = "q4_0", .rows = ROWS, .vector = NULL, .extra = NULL};
     nib_weight_diff diff;
     nib_error error;
     for (int i = 0; i < N; i++) f->weights[i] = i % 2 ? 0.0f : -1.0f;
@@ -163,10 +169,20 @@ static void test_unused_codes_show(void **state) {
     assert_near(diff.tensors[0].codes_used[1], 2.0 / 16, 0);
     assert_near(diff.tensors[0].rel_rmse, 0, 0);
     nib_weight_diff_fini(&diff);
+    /* What one matrix uses does not count for the next. */
+    const parts two = {.format = "f32", .rows = ROWS, .split = 70},
+                two_coarse = {.format = "q4_0", .rows = ROWS, .split = 70};
+    for (int i = 0; i < 70 * COLUMNS; i++) f->weights[i] = (float)(i * 7919 % 1000) - 500;
+    assert_int_equal(compare(f, &two, &two_coarse, 1, &diff, &error), NIB_OK);
+    assert_int_equal(diff.n_both, 2);
+    assert_near(diff.tensors[0].codes_used[1], 1, 0);
+    assert_string_equal(diff.tensors[1].name, "blk.1.ffn_up.weight");
+    assert_near(diff.tensors[1].codes_used[1], 2.0 / 16, 0);
+    nib_weight_diff_fini(&diff);
 }
 
 static void test_threads_do_not_show(void **state) {
-    const parts coarse = {"q4_k", ROWS, "output_norm.weight", NULL};
+    const parts coarse = {.format = "q4_k", .rows = ROWS, .vector = "output_norm.weight", .extra = NULL};
     nib_weight_diff one, three;
     nib_error error;
     assert_int_equal(compare(*state, &original, &coarse, 1, &one, &error), NIB_OK);
@@ -181,7 +197,7 @@ static void test_threads_do_not_show(void **state) {
 }
 
 static void test_missing_tensors(void **state) {
-    const parts other = {"f32", ROWS, NULL, "rope_freqs.weight"};
+    const parts other = {.format = "f32", .rows = ROWS, .vector = NULL, .extra = "rope_freqs.weight"};
     nib_weight_diff diff;
     nib_error error;
     assert_int_equal(compare(*state, &original, &other, 1, &diff, &error), NIB_OK);
@@ -209,7 +225,7 @@ static void test_missing_tensors(void **state) {
 
 static void test_refusals(void **state) {
     fixture *f = *state;
-    const parts shorter = {"f32", ROWS - 1, "output_norm.weight", NULL};
+    const parts shorter = {.format = "f32", .rows = ROWS - 1, .vector = "output_norm.weight", .extra = NULL};
     nib_weight_diff diff;
     nib_error error;
     assert_int_equal(compare(f, &original, &shorter, 1, &diff, &error), NIB_ERR_USAGE);

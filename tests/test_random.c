@@ -1,6 +1,7 @@
 /* Random models: the same bytes every time, a distribution that looks trained, and files that load and run. */
 #include "base/files.h"
 #include "base/sha256.h"
+#include "file/gguf_write.h"
 #include "nibble/eval.h"
 #include "nibble/model.h"
 #include "unit.h"
@@ -110,6 +111,46 @@ static void test_every_architecture_runs(void **state) {
         nib_session_free(session);
         nib_model_close(model);
     }
+}
+
+/* "no_vocab" is another way to say that there is none. */
+static void test_no_vocabulary_by_another_name(void **state) {
+    static const char key[] = "tokenizer.ggml.model";
+    nib_random_made made;
+    nib_gguf *gguf = NULL;
+    nib_gguf_head head;
+    nib_output *output = NULL;
+    nib_model *model = NULL;
+    nib_error error;
+    (void)state;
+    assert_int_equal(make("llama:layers=1,embd=32,ff=32,heads=2,vocab=40", "f32", 0, 1, &made, &error), NIB_OK);
+    assert_int_equal(nib_gguf_open(path, &gguf, &error), NIB_OK);
+    nib_gguf_head_begin(&head);
+    for (uint64_t i = 0; i < nib_gguf_n_kv(gguf); i++) {
+        const nib_gguf_kv *kv = nib_gguf_kv_at(gguf, i);
+        if (kv->key.n_bytes != strlen(key) || memcmp(kv->key.data, key, strlen(key)) != 0)
+            nib_gguf_head_copy(&head, kv);
+        else
+            nib_gguf_head_text(&head, key, "no_vocab");
+    }
+    const uint64_t data_begin = nib_gguf_tensor_at(gguf, 0)->offset;
+    for (uint64_t i = 0; i < nib_gguf_n_tensors(gguf); i++) {
+        const nib_tensor *t = nib_gguf_tensor_at(gguf, i);
+        nib_gguf_head_tensor(&head, t->name, t->format, t->ne, t->offset - data_begin);
+    }
+    assert_int_equal(nib_gguf_head_end(&head, NIB_GGUF_ALIGNMENT, &error), NIB_OK);
+    assert_int_equal(nib_output_open(path, true, NULL, 0, &output, &error), NIB_OK);
+    assert_int_equal(nib_output_write(output, head.text.data, head.text.n_bytes, &error), NIB_OK);
+    assert_int_equal(nib_output_write(output, nib_gguf_tensor_at(gguf, 0)->data,
+                                      (size_t)(nib_gguf_bytes(gguf) - data_begin), &error),
+                     NIB_OK);
+    assert_int_equal(nib_output_commit(output, false, &error), NIB_OK);
+    nib_gguf_head_fini(&head);
+    nib_gguf_close(gguf);
+    if (nib_model_open(path, NULL, &model, &error) != NIB_OK) fail_msg("%s", error.message);
+    assert_int_equal(nib_model_facts_of(model)->n_vocab, 40);
+    assert_null(nib_model_tokenizer(model));
+    nib_model_close(model);
 }
 
 static void test_distribution(void **state) {
@@ -250,6 +291,7 @@ int main(void) {
         cmocka_unit_test(test_same_bytes_everywhere),
         cmocka_unit_test(test_seeds_differ),
         cmocka_unit_test(test_every_architecture_runs),
+        cmocka_unit_test(test_no_vocabulary_by_another_name),
         cmocka_unit_test(test_distribution),
         cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_refusals),

@@ -195,6 +195,19 @@ static void test_histogram(void **state) {
     assert_true(differing <= 2);
 }
 
+/* Far from the mean is not far from zero. */
+static void test_outliers_near_zero(void **state) {
+    fixture *f = *state;
+    nib_weight_stats stats;
+    nib_error error;
+    for (int i = 0; i < N_A + N_B; i++) f->weights[i] = i % 2 ? 8.0f : 8.25f;
+    f->weights[35000] = 0;
+    f->weights[100] = 7;
+    assert_int_equal(measure(f, 0, 2, &stats, &error), NIB_OK);
+    assert_int_equal(stats.n_outliers_6sigma, 2);
+    assert_near(stats.top[0].value, 8.25, 0);
+}
+
 static void test_constant(void **state) {
     fixture *f = *state;
     nib_weight_stats stats;
@@ -397,6 +410,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_against_plain_sums, make_fixture, free_fixture),
         cmocka_unit_test_setup_teardown(test_threads_do_not_show, make_fixture, free_fixture),
         cmocka_unit_test_setup_teardown(test_histogram, make_fixture, free_fixture),
+        cmocka_unit_test_setup_teardown(test_outliers_near_zero, make_fixture, free_fixture),
         cmocka_unit_test_setup_teardown(test_constant, make_fixture, free_fixture),
         cmocka_unit_test_setup_teardown(test_refusals, make_fixture, free_fixture),
         cmocka_unit_test_setup_teardown(test_by_tensor, make_fixture, free_fixture),

@@ -130,7 +130,7 @@ static nib_status check_choices(const nib_gguf *gguf, const nib_quantize_params 
         const nib_choice_of_format *choice = &l->choices[i];
         const nib_format_facts *facts = nib_format_facts_of(choice->format);
         if (choice->copied) continue;
-        if (!facts->can_encode) {
+        if (!facts->can_encode || facts->kind == NIB_CLASS_NONE) { /* of kind NONE: not for weights */
             nib_fail_at(error, NIB_ERR_UNSUPPORTED, nib_gguf_path(gguf), -1, choice->tensor->name,
                         "nibble does not write the format %s", facts->name);
             return nib_hint(error, NIB_ERR_UNSUPPORTED, "`nibble formats` lists the formats it writes");

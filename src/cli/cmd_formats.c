@@ -13,6 +13,23 @@ static const char *kernel_of(const nib_format_facts *facts) {
     }
 }
 
+/* Formats that share a line of the short list instead of having one each. */
+static const struct {
+    const char *label, *prefixes;
+} families[] = {{"codebooks (bits):", "iq"}, {"small floats, ternary, one bit:", "mxfp nvfp tq q1_ q2_0"}};
+enum { N_FAMILIES = sizeof families / sizeof *families };
+
+/* Label of the family the format belongs to, NULL if it stands alone. */
+static const char *family_of(const nib_format_facts *facts) {
+    for (unsigned i = 0; i < N_FAMILIES; i++)
+        for (const char *prefix = families[i].prefixes; *prefix;) {
+            const size_t n = strcspn(prefix, " ");
+            if (!strncmp(facts->name, prefix, n)) return families[i].label;
+            prefix += n + (prefix[n] == ' ');
+        }
+    return NULL;
+}
+
 static bool is_listed(const nib_cli *cli, const nib_format_facts *facts) {
     if (cli->args.n_words) {
         for (unsigned i = 0; i < cli->args.n_words; i++) {
@@ -21,7 +38,8 @@ static bool is_listed(const nib_cli *cli, const nib_format_facts *facts) {
         }
         return false;
     }
-    return cli->verbose || nib_cli_switch(cli, "all") || (facts->can_encode && !facts->is_nibbles_own);
+    if (cli->verbose || nib_cli_switch(cli, "all")) return true;
+    return facts->can_encode && facts->kind != NIB_CLASS_NONE && !facts->is_nibbles_own && !family_of(facts);
 }
 
 static nib_status write_json(nib_cli *cli, nib_error *error) {
@@ -94,18 +112,32 @@ static void print_own(void) {
     }
 }
 
-static void print_rest(void) {
-    enum { MOST = 256 };
-    const char *recipes[MOST];
-    unsigned n_recipes = 0;
-    const nib_recipe *recipe;
-    for (unsigned i = 0; (recipe = nib_recipe_at(i)) && n_recipes < MOST; i++) {
-        const nib_format_facts *facts = nib_format_facts_of(nib_recipe_format(recipe));
-        if (!facts->is_nibbles_own) recipes[n_recipes++] = nib_recipe_name(recipe);
+static void print_families(void) {
+    for (unsigned i = 0; i < N_FAMILIES; i++) {
+        char text[32][32];
+        const char *names[32];
+        unsigned n = 0;
+        const nib_format *format;
+        for (unsigned k = 0; (format = nib_format_at(k)) && n < 32; k++) {
+            const nib_format_facts *facts = nib_format_facts_of(format);
+            if (family_of(facts) != families[i].label) continue;
+            snprintf(text[n], sizeof text[n], "%.20s %.3g", facts->name, nib_format_bpw(format));
+            names[n] = text[n];
+            n++;
+        }
+        print_names(families[i].label, names, n);
     }
-    print_own();
-    print_names("recipes for --to:", recipes, n_recipes);
-    printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");
+}
+
+/* The recipes that are not a format's own name. */
+static void print_mixes(void) {
+    enum { MOST = 256 };
+    const char *mixes[MOST];
+    unsigned n = 0;
+    const nib_recipe *recipe;
+    for (unsigned i = 0; (recipe = nib_recipe_at(i)) && n < MOST; i++)
+        if (!nib_format_find(nib_recipe_name(recipe))) mixes[n++] = nib_recipe_name(recipe);
+    print_names("mixes for --to, besides all these names:", mixes, n);
 }
 
 static nib_status check_names(const nib_cli *cli, nib_error *error) {
@@ -149,7 +181,11 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
-    if (brief) print_rest();
+    if (!brief) return NIB_OK;
+    print_families();
+    print_own();
+    print_mixes();
+    printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");
     return NIB_OK;
 }
 

@@ -16,7 +16,7 @@ static const char *kernel_of(const nib_format_facts *facts) {
 /* Formats that share a line of the short list instead of having one each. */
 static const struct {
     const char *label, *prefixes;
-} families[] = {{"codebooks (bits):", "iq"}, {"small floats, ternary, one bit:", "mxfp nvfp tq q1_ q2_0"}};
+} families[] = {{"codebooks:", "iq"}, {"small floats, ternary, one bit:", "mxfp nvfp tq q1_ q2_0"}};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* Label of the family the format belongs to, NULL if it stands alone. */
@@ -114,16 +114,12 @@ static void print_own(void) {
 
 static void print_families(void) {
     for (unsigned i = 0; i < N_FAMILIES; i++) {
-        char text[32][32];
         const char *names[32];
         unsigned n = 0;
         const nib_format *format;
         for (unsigned k = 0; (format = nib_format_at(k)) && n < 32; k++) {
             const nib_format_facts *facts = nib_format_facts_of(format);
-            if (family_of(facts) != families[i].label) continue;
-            snprintf(text[n], sizeof text[n], "%.20s %.3g", facts->name, nib_format_bpw(format));
-            names[n] = text[n];
-            n++;
+            if (family_of(facts) == families[i].label) names[n++] = facts->name;
         }
         print_names(families[i].label, names, n);
     }

@@ -9,10 +9,11 @@
 #include "format/codebook.h"
 #include "format/search.h"
 
-typedef enum redo {                  /* which groups are chosen anew for the scale that was found */
-                    REDO_OFF_POINT,  /* those that were rounded to a spot without a point */
-                    REDO_ALL_IF_OFF, /* all, if one of them was */
-                    REDO_ALL,
+/* Which groups are chosen anew for the scale that was found. */
+typedef enum redo {
+    REDO_OFF_POINT,  /* those that were rounded to a spot without a point */
+    REDO_ALL_IF_OFF, /* all, if one of them was */
+    REDO_ALL,
 } redo;
 
 typedef struct point_search {

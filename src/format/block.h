@@ -182,6 +182,24 @@ static inline void cut_five_bits_32(uint8_t *restrict code, const uint8_t *restr
     }
 }
 
+/* 16 bytes of nibbles -> table[code] of 32 codes, in the order of cut_nibbles_32. table: 16 bytes */
+static inline void look_up_nibbles_32(void *restrict dst, const uint8_t *restrict packed, const void *restrict table) {
+#ifdef __AVX2__
+    const __m128i values = _mm_loadu_si128(table), mask = _mm_set1_epi8(15);
+    const __m128i both = _mm_loadu_si128((const __m128i *)(const void *)packed);
+    const __m128i high = _mm_and_si128(_mm_srli_epi16(both, 4), mask);
+    _mm_storeu_si128(dst, _mm_shuffle_epi8(values, _mm_and_si128(both, mask)));
+    _mm_storeu_si128((__m128i *)dst + 1, _mm_shuffle_epi8(values, high));
+#else
+    const uint8_t *values = table;
+    uint8_t *out = dst;
+    for (unsigned j = 0; j < 16; j++) {
+        out[j] = values[packed[j] & 15];
+        out[j + 16] = values[packed[j] >> 4];
+    }
+#endif
+}
+
 /* 64 bytes of 2-bit codes -> 256 codes, the order of q2_k and q3_k: code 128n + 32j + l in bits 2j of byte 32n + l. */
 static inline void cut_pairs_256(uint8_t *restrict code, const uint8_t *restrict packed) {
     for (unsigned n = 0; n < 2; n++) {

@@ -9,10 +9,11 @@
 #include "format/codebook.h"
 #include "format/search.h"
 
-typedef enum redo {                  /* which groups are chosen anew for the scale that was found */
-                    REDO_OFF_POINT,  /* those that were rounded to a spot without a point */
-                    REDO_ALL_IF_OFF, /* all, if one of them was */
-                    REDO_ALL,
+/* Which groups are chosen anew for the scale that was found. */
+typedef enum redo {
+    REDO_OFF_POINT,  /* those that were rounded to a spot without a point */
+    REDO_ALL_IF_OFF, /* all, if one of them was */
+    REDO_ALL,
 } redo;
 
 typedef struct point_search {
@@ -77,16 +78,21 @@ static inline int nearest_point(const point_search *how, const nib_codebook *boo
     const int32_t at = book->at[spot];
     *is_off = at < 0;
     if (at >= 0) return at;
+    /* the error of every level at every place, then sums of them for each neighbour */
+    float error[8][8];
+    for (unsigned i = 0; i < how->group; i++) {
+        for (int level = 0; level < how->n_levels; level++) {
+            const float off = scale * (float)(2 * level + 1) - magnitude[i];
+            error[i][level] = root[i] * off * off;
+        }
+    }
     const uint16_t *list = book->neighbours + (-1 - at);
     float least = FLT_MAX;
     int best = -1;
     for (unsigned j = 1; j <= list[0]; j++) {
         const uint8_t *level = book->level + list[j] * how->group;
         float squared = 0;
-        for (unsigned i = 0; i < how->group; i++) {
-            const float off = scale * (float)(2 * level[i] + 1) - magnitude[i];
-            squared += root[i] * off * off;
-        }
+        for (unsigned i = 0; i < how->group; i++) squared += error[i][level[i]];
         if (squared < least) {
             least = squared;
             best = list[j];

@@ -14,6 +14,9 @@ enum { E2M1_OFFSET = 12 };
 
 static const int8_t E2M1_DOUBLE[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+/* The same with the offset, for unpack. */
+static const uint8_t E2M1_ABOVE[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
 /* Codes nearest to x / half, the lowest of equally near ones. half: half the block's scale. */
 static inline void e2m1_quantize(uint8_t *restrict code, const float *restrict x, size_t n, float half) {
     for (size_t i = 0; i < n; i++) {

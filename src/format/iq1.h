@@ -41,16 +41,20 @@ static inline int iq1_nearest(const nib_codebook *book, const uint8_t *level, co
     const int32_t at = book->at[spot];
     if (at >= 0) return at;
     *is_off = true;
+    float error[IQ1_POINT][4];
+    for (unsigned i = 0; i < IQ1_POINT; i++) {
+        for (unsigned k = 0; k < 3; k++) {
+            const float off = scale * shifted[k] - x[i];
+            error[i][k] = weight[i] * off * off;
+        }
+    }
     const uint16_t *list = book->neighbours + (-1 - at);
     float least = FLT_MAX;
     int best = -1;
     for (unsigned j = 1; j <= list[0]; j++) {
         const uint8_t *its = book->level + list[j] * IQ1_POINT;
         float squared = 0;
-        for (unsigned i = 0; i < IQ1_POINT; i++) {
-            const float off = scale * shifted[its[i]] - x[i];
-            squared += weight[i] * off * off;
-        }
+        for (unsigned i = 0; i < IQ1_POINT; i++) squared += error[i][its[i]];
         if (squared < least) {
             least = squared;
             best = list[j];

@@ -11,6 +11,9 @@ enum { IQ4_LEVELS = 16, IQ4_SUB = 32 };
 
 static const int8_t IQ4_LEVEL[IQ4_LEVELS] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
+/* The same with an offset of 128, for unpack. */
+static const uint8_t IQ4_ABOVE[IQ4_LEVELS] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
 /* The code of the level nearest to x, the higher of two equally near: how many midpoints x is not below. NaN: 15. */
 static inline uint8_t iq4_nearest(float x) {
     unsigned code = 0;
@@ -20,11 +23,6 @@ static inline uint8_t iq4_nearest(float x) {
 
 static inline void iq4_quantize(uint8_t *restrict code, const float *restrict x, float inverse) {
     for (unsigned i = 0; i < IQ4_SUB; i++) code[i] = iq4_nearest(inverse * x[i]);
-}
-
-/* 32 bytes of levels for 32 codes. */
-static inline void iq4_levels(int8_t *restrict level, const uint8_t *restrict code) {
-    for (unsigned i = 0; i < IQ4_SUB; i++) level[i] = IQ4_LEVEL[code[i]];
 }
 
 static inline fit_sums iq4_sums_at(float inverse, const float *x, const float *weight) {

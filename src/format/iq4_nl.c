@@ -36,11 +36,9 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     (void)format;
     const block *in = src;
     for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
-        uint8_t code[BLOCK];
         int8_t level[BLOCK];
         const float d = load_half(in->d);
-        cut_nibbles_32(code, in->q);
-        iq4_levels(level, code);
+        look_up_nibbles_32(level, in->q, IQ4_LEVEL);
         for (unsigned j = 0; j < BLOCK; j++) dst[j] = d * (float)level[j];
     }
 }
@@ -58,12 +56,10 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     (void)format;
     const block *in = src;
     for (size_t i = 0; i < n / BLOCK; i++, in++) {
-        uint8_t code[BLOCK];
         const float d = load_half(in->d);
         out->scale[i] = d;
         out->min[i] = 128 * d;
-        cut_nibbles_32(code, in->q);
-        for (unsigned j = 0; j < BLOCK; j++) out->code[i * BLOCK + j] = (uint8_t)(IQ4_LEVEL[code[j]] + 128);
+        look_up_nibbles_32(out->code + i * BLOCK, in->q, IQ4_ABOVE);
     }
 }
 

@@ -68,10 +68,8 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         float scale[N_SUB];
         read_scales(scale, in);
         for (unsigned b = 0; b < N_SUB; b++) {
-            uint8_t code[IQ4_SUB];
             int8_t level[IQ4_SUB];
-            cut_nibbles_32(code, in->q + 16 * b);
-            iq4_levels(level, code);
+            look_up_nibbles_32(level, in->q + 16 * b, IQ4_LEVEL);
             for (unsigned j = 0; j < IQ4_SUB; j++) dst[i + IQ4_SUB * b + j] = scale[b] * (float)level[j];
         }
     }
@@ -91,10 +89,8 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     const block *in = src;
     read_scales(out->scale, in);
     for (unsigned b = 0; b < N_SUB; b++) {
-        uint8_t code[IQ4_SUB];
         out->min[b] = 128 * out->scale[b];
-        cut_nibbles_32(code, in->q + 16 * b);
-        for (unsigned j = 0; j < IQ4_SUB; j++) out->code[IQ4_SUB * b + j] = (uint8_t)(IQ4_LEVEL[code[j]] + 128);
+        look_up_nibbles_32(out->code + IQ4_SUB * b, in->q + 16 * b, IQ4_ABOVE);
     }
 }
 

@@ -62,10 +62,10 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     (void)format;
     const block *in = src;
     for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
-        uint8_t code[BLOCK];
+        int8_t twice[BLOCK];
         const float half = half_scale(in->e);
-        cut_nibbles_32(code, in->q);
-        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)E2M1_DOUBLE[code[j]] * half;
+        look_up_nibbles_32(twice, in->q, E2M1_DOUBLE);
+        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)twice[j] * half;
     }
 }
 
@@ -82,12 +82,10 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     (void)format;
     const block *in = src;
     for (size_t i = 0; i < n / BLOCK; i++, in++) {
-        uint8_t code[BLOCK];
         const float half = half_scale(in->e);
         out->scale[i] = half;
         out->min[i] = E2M1_OFFSET * half;
-        cut_nibbles_32(code, in->q);
-        for (unsigned j = 0; j < BLOCK; j++) out->code[i * BLOCK + j] = (uint8_t)(E2M1_DOUBLE[code[j]] + E2M1_OFFSET);
+        look_up_nibbles_32(out->code + i * BLOCK, in->q, E2M1_ABOVE);
     }
 }
 

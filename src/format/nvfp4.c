@@ -55,11 +55,13 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     return NIB_VERDICT_OK;
 }
 
-static inline void read_codes(uint8_t code[BLOCK], const block *in) {
-    for (unsigned s = 0; s < N_SUB; s++) {
-        const uint64_t word = nib_load_u64(in->q + 8 * s);
-        const uint64_t halves[2] = {word & EACH_BYTE(15), word >> 4 & EACH_BYTE(15)};
-        memcpy(code + SUB * s, halves, sizeof halves);
+/* table[code] of all codes in natural order; 32 codes come as 0..7, 16..23, 8..15, 24..31. table: 16 bytes */
+static inline void look_up(void *dst, const block *in, const void *table) {
+    for (unsigned part = 0; part < 2; part++) {
+        uint64_t word[4];
+        look_up_nibbles_32(word, in->q + 16 * part, table);
+        const uint64_t natural[4] = {word[0], word[2], word[1], word[3]};
+        memcpy((uint8_t *)dst + 32 * part, natural, sizeof natural);
     }
 }
 
@@ -67,11 +69,11 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     (void)format;
     const block *in = src;
     for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
-        uint8_t code[BLOCK];
-        read_codes(code, in);
+        int8_t twice[BLOCK];
+        look_up(twice, in, E2M1_DOUBLE);
         for (unsigned s = 0; s < N_SUB; s++) {
             const float half = half_scale(in->scale[s]);
-            for (unsigned j = 0; j < SUB; j++) dst[SUB * s + j] = (float)E2M1_DOUBLE[code[SUB * s + j]] * half;
+            for (unsigned j = 0; j < SUB; j++) dst[SUB * s + j] = (float)twice[SUB * s + j] * half;
         }
     }
 }
@@ -80,14 +82,12 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     (void)format;
     const block *in = src;
     for (size_t i = 0; i < n / BLOCK; i++, in++) {
-        uint8_t code[BLOCK];
-        read_codes(code, in);
+        look_up(out->code + i * BLOCK, in, E2M1_ABOVE);
         for (unsigned s = 0; s < N_SUB; s++) {
             const float half = half_scale(in->scale[s]);
             out->scale[i * N_SUB + s] = half;
             out->min[i * N_SUB + s] = E2M1_OFFSET * half;
         }
-        for (unsigned j = 0; j < BLOCK; j++) out->code[i * BLOCK + j] = (uint8_t)(E2M1_DOUBLE[code[j]] + E2M1_OFFSET);
     }
 }
 

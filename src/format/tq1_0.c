@@ -33,15 +33,23 @@ static void pack(uint8_t packed[PACKED], const uint8_t code[BLOCK]) {
     }
 }
 
-static void cut(uint8_t *restrict code, const uint8_t *restrict packed) {
-    for (unsigned r = 0; r < N_RUNS; r++) {
-        const unsigned n_bytes = RUNS[r].n_bytes;
-        uint8_t *at = code + RUNS[r].start;
-        unsigned power = 1;
-        for (unsigned n = 0; n < RUNS[r].n_digits; n++, power *= 3, at += n_bytes) {
-            for (unsigned m = 0; m < n_bytes; m++) at[m] = (uint8_t)((packed[RUNS[r].byte + m] * power & 255) * 3 >> 8);
+/* One run: the digit above a byte is 2 from 171 on (3 * 171 > 512), 1 from 86 on; then the byte is multiplied by 3. */
+static inline void cut_run(uint8_t *restrict code, const uint8_t *restrict packed, unsigned n_bytes,
+                           unsigned n_digits) {
+    uint8_t left[32];
+    memcpy(left, packed, n_bytes);
+    for (unsigned n = 0; n < n_digits; n++, code += n_bytes) {
+        for (unsigned m = 0; m < n_bytes; m++) {
+            code[m] = (uint8_t)((left[m] > 85) + (left[m] > 170));
+            left[m] = (uint8_t)(3 * left[m]);
         }
     }
+}
+
+static void cut(uint8_t code[BLOCK], const uint8_t packed[PACKED]) {
+    cut_run(code, packed, 32, 5);
+    cut_run(code + 160, packed + 32, 16, 5);
+    cut_run(code + 240, packed + 48, 4, 4);
 }
 
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,

@@ -33,7 +33,7 @@ expect() {
   shift
   last="nibble $*"
   checks=$((checks + 1))
-  timeout -k 5 "${limit:-60}" "$nibble" "$@" >"$out" 2>"$err" </dev/null
+  timeout -k 5 "${limit:-${NIBBLE_TIME_LIMIT:-60}}" "$nibble" "$@" >"$out" 2>"$err" </dev/null
   got=$?
   [ "$got" -eq "$code" ] || fail "exit code $got instead of $code"
 }

@@ -66,13 +66,15 @@ static void test_perplexity_of_the_demo(void **state) {
     (void)state;
     nib_eval eval;
     nib_error error;
-    const nib_eval_params params = {.exact = true};
+    const nib_eval_params params = {.exact = true, .n_chunks = UNIT_SANITIZED ? 2 : 0};
     if (nib_eval_run(demo, NULL, 0, &params, pool, NULL, &eval, &error) != NIB_OK) fail_msg("%s", error.message);
     assert_int_equal(eval.n_tokens, 29189);
-    assert_int_equal(eval.n_chunks, 57);
-    assert_int_equal(eval.n_scored, 14535);
-    assert_near(eval.reference.ppl, 1.543697, 1e-6);
-    assert_near(eval.reference.ppl_err, 0.01321, 5e-6);
+    if (!UNIT_SANITIZED) {
+        assert_int_equal(eval.n_chunks, 57);
+        assert_int_equal(eval.n_scored, 14535);
+        assert_near(eval.reference.ppl, 1.543697, 1e-6);
+        assert_near(eval.reference.ppl_err, 0.01321, 5e-6);
+    }
     assert_near(eval.reference.nll, log(eval.reference.ppl), 1e-12);
     assert_true(isnan(eval.noise_floor_kld));
     assert_string_equal(eval.reference.format, "bf16");

@@ -13,6 +13,15 @@ static const char *kernel_of(const nib_format_facts *facts) {
     }
 }
 
+/* The formats that a model is most often made with; the list shows these, and the others of llama.cpp by name. */
+static bool is_usual(const nib_format_facts *facts) {
+    static const char *const usual[] = {"f32",  "f16",  "bf16", "q8_0", "q4_0", "q4_1", "q5_0",
+                                        "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"};
+    for (unsigned i = 0; i < sizeof usual / sizeof *usual; i++)
+        if (strcmp(facts->name, usual[i]) == 0) return true;
+    return false;
+}
+
 static bool is_listed(const nib_cli *cli, const nib_format_facts *facts) {
     if (cli->args.n_words) {
         for (unsigned i = 0; i < cli->args.n_words; i++) {
@@ -21,7 +30,7 @@ static bool is_listed(const nib_cli *cli, const nib_format_facts *facts) {
         }
         return false;
     }
-    return cli->verbose || nib_cli_switch(cli, "all") || (facts->can_encode && !facts->is_nibbles_own);
+    return cli->verbose || nib_cli_switch(cli, "all") || is_usual(facts);
 }
 
 static nib_status write_json(nib_cli *cli, nib_error *error) {
@@ -70,28 +79,30 @@ static void print_names(const char *label, const char *const *names, unsigned n)
     fputc('\n', stdout);
 }
 
-/* Nibble's own formats, one line a kind: ids of one kind are equal but for their last 12 bits. Names with a block size at
- * their end are left to the line above them. */
-static void print_own(void) {
-    static const struct {
-        uint32_t kind;
-        const char *label;
-    } kinds[] = {{0x4E420, "   symmetric: "},
-                 {0x4E421, "   zero point:"},
-                 {0x4E422, "   minimum:   "},
-                 {0x4E430, "   floats:    "}};
-    printf("nibble's own, a scale per 32 weights, or as many as _64 _128 _256 say; floats none, or by _32 too\n");
-    for (unsigned k = 0; k < sizeof kinds / sizeof *kinds; k++) {
-        const char *names[32];
-        unsigned n = 0;
-        const nib_format *format;
-        for (unsigned i = 0; (format = nib_format_at(i)) && n < 32; i++) {
-            const nib_format_facts *facts = nib_format_facts_of(format);
-            const bool names_its_kind = facts->block <= 32 && !strstr(facts->name, "_32");
-            if (facts->gguf_type >> 12 == kinds[k].kind && names_its_kind) names[n++] = facts->name;
-        }
-        print_names(kinds[k].label, names, n);
+/* Nibble's own formats: ids of one kind are equal but for their last 12 bits. Names with a block size at their end are left
+ * to the line above them. */
+static unsigned names_of_kind(uint32_t kind, const char **names, unsigned most) {
+    unsigned n = 0;
+    const nib_format *format;
+    for (unsigned i = 0; (format = nib_format_at(i)) && n < most; i++) {
+        const nib_format_facts *facts = nib_format_facts_of(format);
+        const bool names_its_kind = facts->block <= 32 && !strstr(facts->name, "_32");
+        if (facts->gguf_type >> 12 == kind && names_its_kind) names[n++] = facts->name;
     }
+    return n;
+}
+
+static void print_own(void) {
+    enum { MOST = 32 };
+    static const char *const labels[] = {"symmetric", "zero point", "minimum"};
+    const char *names[MOST];
+    printf("nibble's own, a scale per 32 weights, or as many as _64 _128 _256 say; floats none, or by _32 too\n  ");
+    for (unsigned kind = 0; kind < 3; kind++) {
+        const unsigned n = names_of_kind(0x4E420 + kind, names, MOST);
+        if (n) printf("%s %s..%s %s", kind ? ";" : "", names[0], names[n - 1], labels[kind]);
+    }
+    putchar('\n');
+    print_names("  ", names, names_of_kind(0x4E430, names, MOST));
 }
 
 static void print_rest(void) {
@@ -103,6 +114,14 @@ static void print_rest(void) {
         const nib_format_facts *facts = nib_format_facts_of(nib_recipe_format(recipe));
         if (!facts->is_nibbles_own) recipes[n_recipes++] = nib_recipe_name(recipe);
     }
+    unsigned n_others = 0;
+    const nib_format *format;
+    const char *others[MOST];
+    for (unsigned i = 0; (format = nib_format_at(i)) && n_others < MOST; i++) {
+        const nib_format_facts *facts = nib_format_facts_of(format);
+        if (facts->can_encode && !facts->is_nibbles_own && !is_usual(facts)) others[n_others++] = facts->name;
+    }
+    if (n_others) print_names("others:", others, n_others);
     print_own();
     print_names("recipes for --to:", recipes, n_recipes);
     printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");

@@ -81,9 +81,9 @@ typedef struct nib_quantize_params {
     bool pure;                      /* the recipe's one format for every matrix that can hold it */
     const nib_imatrix *imatrix;     /* NULL: none */
     const nib_overrides *overrides; /* NULL: none */
+    bool grid_search;               /* grid family: the scale of least squared error, without importance too */
     bool force;                     /* replace an existing output (never an input) */
     bool no_provenance;             /* leave nibble's own metadata out */
-    bool grid_search;               /* grid family: the scale of least squared error, without importance too */
     bool no_sync;                   /* do not fsync: for files thrown away after measuring */
     bool measure_error;             /* fill rel_rmse and max_abs_err: decodes what was written and compares */
 } nib_quantize_params;
@@ -92,6 +92,7 @@ typedef struct nib_quantize_params {
 typedef struct nib_choice_of_format {
     const nib_tensor *tensor;
     const nib_format *format; /* the tensor's own format if it is copied */
+    bool grid_search;         /* without importance every column counts the same, instead of no search */
     bool copied;
     bool lacks_importance; /* such a format is garbage without an importance matrix, and there is none for the tensor */
     const float *importance; /* (ne[2], ne[0]) NULL: none, or copied */

@@ -13,21 +13,13 @@ static const char *kernel_of(const nib_format_facts *facts) {
     }
 }
 
-/* Formats that share a line of the short list instead of having one each. */
-static const struct {
-    const char *label, *prefixes;
-} families[] = {{"codebooks:", "iq"}, {"small floats, ternary, one bit:", "mxfp nvfp tq q1_ q2_0"}};
-enum { N_FAMILIES = sizeof families / sizeof *families };
-
-/* Label of the family the format belongs to, NULL if it stands alone. */
-static const char *family_of(const nib_format_facts *facts) {
-    for (unsigned i = 0; i < N_FAMILIES; i++)
-        for (const char *prefix = families[i].prefixes; *prefix;) {
-            const size_t n = strcspn(prefix, " ");
-            if (!strncmp(facts->name, prefix, n)) return families[i].label;
-            prefix += n + (prefix[n] == ' ');
-        }
-    return NULL;
+/* The formats that a model is most often made with; the list shows these, and the others of llama.cpp by name. */
+static bool is_usual(const nib_format_facts *facts) {
+    static const char *const usual[] = {"f32",  "f16",  "bf16", "q8_0", "q4_0", "q4_1", "q5_0",
+                                        "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"};
+    for (unsigned i = 0; i < sizeof usual / sizeof *usual; i++)
+        if (strcmp(facts->name, usual[i]) == 0) return true;
+    return false;
 }
 
 static bool is_listed(const nib_cli *cli, const nib_format_facts *facts) {
@@ -38,8 +30,7 @@ static bool is_listed(const nib_cli *cli, const nib_format_facts *facts) {
         }
         return false;
     }
-    if (cli->verbose || nib_cli_switch(cli, "all")) return true;
-    return facts->can_encode && facts->kind != NIB_CLASS_NONE && !facts->is_nibbles_own && !family_of(facts);
+    return cli->verbose || nib_cli_switch(cli, "all") || is_usual(facts);
 }
 
 static nib_status write_json(nib_cli *cli, nib_error *error) {
@@ -88,52 +79,52 @@ static void print_names(const char *label, const char *const *names, unsigned n)
     fputc('\n', stdout);
 }
 
-/* Nibble's own formats, one line a kind: ids of one kind are equal but for their last 12 bits. Names with a block size at
- * their end are left to the line above them. */
-static void print_own(void) {
-    static const struct {
-        uint32_t kind;
-        const char *label;
-    } kinds[] = {{0x4E420, "   symmetric: "},
-                 {0x4E421, "   zero point:"},
-                 {0x4E422, "   minimum:   "},
-                 {0x4E430, "   floats:    "}};
-    printf("nibble's own, a scale per 32 weights, or as many as _64 _128 _256 say; floats none, or by _32 too\n");
-    for (unsigned k = 0; k < sizeof kinds / sizeof *kinds; k++) {
-        const char *names[32];
-        unsigned n = 0;
-        const nib_format *format;
-        for (unsigned i = 0; (format = nib_format_at(i)) && n < 32; i++) {
-            const nib_format_facts *facts = nib_format_facts_of(format);
-            const bool names_its_kind = facts->block <= 32 && !strstr(facts->name, "_32");
-            if (facts->gguf_type >> 12 == kinds[k].kind && names_its_kind) names[n++] = facts->name;
-        }
-        print_names(kinds[k].label, names, n);
-    }
-}
-
-static void print_families(void) {
-    for (unsigned i = 0; i < N_FAMILIES; i++) {
-        const char *names[32];
-        unsigned n = 0;
-        const nib_format *format;
-        for (unsigned k = 0; (format = nib_format_at(k)) && n < 32; k++) {
-            const nib_format_facts *facts = nib_format_facts_of(format);
-            if (family_of(facts) == families[i].label) names[n++] = facts->name;
-        }
-        print_names(families[i].label, names, n);
-    }
-}
-
-/* The recipes that are not a format's own name. */
-static void print_mixes(void) {
-    enum { MOST = 256 };
-    const char *mixes[MOST];
+/* Nibble's own formats: ids of one kind are equal but for their last 12 bits. Names with a block size at their end are left
+ * to the line above them. */
+static unsigned names_of_kind(uint32_t kind, const char **names, unsigned most) {
     unsigned n = 0;
+    const nib_format *format;
+    for (unsigned i = 0; (format = nib_format_at(i)) && n < most; i++) {
+        const nib_format_facts *facts = nib_format_facts_of(format);
+        const bool names_its_kind = facts->block <= 32 && !strstr(facts->name, "_32");
+        if (facts->gguf_type >> 12 == kind && names_its_kind) names[n++] = facts->name;
+    }
+    return n;
+}
+
+static void print_own(void) {
+    enum { MOST = 32 };
+    static const char *const labels[] = {"symmetric", "zero point", "minimum"};
+    const char *names[MOST];
+    printf("nibble's own, a scale per 32 weights, or as many as _64 _128 _256 say; floats none, or by _32 too\n  ");
+    for (unsigned kind = 0; kind < 3; kind++) {
+        const unsigned n = names_of_kind(0x4E420 + kind, names, MOST);
+        if (n) printf("%s %s..%s %s", kind ? ";" : "", names[0], names[n - 1], labels[kind]);
+    }
+    putchar('\n');
+    print_names("  ", names, names_of_kind(0x4E430, names, MOST));
+}
+
+static void print_rest(void) {
+    enum { MOST = 256 };
+    const char *recipes[MOST];
+    unsigned n_recipes = 0;
     const nib_recipe *recipe;
-    for (unsigned i = 0; (recipe = nib_recipe_at(i)) && n < MOST; i++)
-        if (!nib_format_find(nib_recipe_name(recipe))) mixes[n++] = nib_recipe_name(recipe);
-    print_names("mixes for --to, besides all these names:", mixes, n);
+    for (unsigned i = 0; (recipe = nib_recipe_at(i)) && n_recipes < MOST; i++) {
+        const nib_format_facts *facts = nib_format_facts_of(nib_recipe_format(recipe));
+        if (!facts->is_nibbles_own) recipes[n_recipes++] = nib_recipe_name(recipe);
+    }
+    unsigned n_others = 0;
+    const nib_format *format;
+    const char *others[MOST];
+    for (unsigned i = 0; (format = nib_format_at(i)) && n_others < MOST; i++) {
+        const nib_format_facts *facts = nib_format_facts_of(format);
+        if (facts->can_encode && !facts->is_nibbles_own && !is_usual(facts)) others[n_others++] = facts->name;
+    }
+    if (n_others) print_names("others:", others, n_others);
+    print_own();
+    print_names("recipes for --to:", recipes, n_recipes);
+    printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");
 }
 
 static nib_status check_names(const nib_cli *cli, nib_error *error) {
@@ -177,11 +168,7 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
-    if (!brief) return NIB_OK;
-    print_families();
-    print_own();
-    print_mixes();
-    printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");
+    if (brief) print_rest();
     return NIB_OK;
 }
 

@@ -303,8 +303,8 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     nib_json *json = NULL;
     bool dry = nib_cli_switch(cli, "dry-run");
     const char *output = nib_cli_text(cli, "output");
-    j.params.pure = nib_cli_switch(cli, "pure");
     j.params.grid_search = nib_cli_switch(cli, "grid-search");
+    j.params.pure = nib_cli_switch(cli, "pure");
     j.params.force = nib_cli_switch(cli, "force");
     j.params.no_provenance = !nib_cli_switch(cli, "provenance");
     j.params.measure_error = nib_cli_switch(cli, "error");
@@ -343,6 +343,10 @@ static const nib_option options[] = {
      .about = "the format or mix to make (nibble formats)",
      .more = "Names mean what they mean to llama-quantize: q4_k is q4_k_m, a mix of formats."},
     {.name = "pure", .kind = NIB_OPTION_SWITCH, .about = "one format for every matrix that can hold it, no mix"},
+    {.name = "grid-search",
+     .kind = NIB_OPTION_SWITCH,
+     .about = "grid family: search every block's scale for the least squared error",
+     .more = "With --imatrix it is searched anyway, by weighted error. Other formats search by their own rules."},
     {.name = "imatrix",
      .kind = NIB_OPTION_TEXT,
      .value = "FILE",
@@ -367,10 +371,6 @@ static const nib_option options[] = {
      .about = "file of REGEX=FORMAT and role:ROLE=FORMAT rules",
      .more = "Separated by white space, # begins a comment; used after --tensor and --role of the command line.\n"
              "llama-quantize's tensor-type files are such files."},
-    {.name = "grid-search",
-     .kind = NIB_OPTION_SWITCH,
-     .about = "grid family: search every block's scale for the least squared error",
-     .more = "With --imatrix it is searched anyway, by weighted error. Other formats search by their own rules."},
     {.name = "dry-run", .kind = NIB_OPTION_SWITCH, .about = "say what would come out, write nothing"},
     {.name = "error", .kind = NIB_OPTION_SWITCH, .fallback = "on", .about = "do not measure the error of every tensor"},
     {.name = "provenance", .kind = NIB_OPTION_SWITCH, .fallback = "on", .about = "leave nibble's own metadata out"},

@@ -198,7 +198,7 @@ typedef struct piece_result {
 typedef struct batch {
     const nib_choice_of_format *choice;
     uint64_t first; /* piece */
-    bool measure, grid_search;
+    bool measure;
     uint8_t *out;          /* encoded pieces back to back; unused for copies */
     piece_result *results; /* (BATCH_PIECES) */
     float *scratch;        /* (workers, 2, NIB_PIECE_COLUMNS): weights, and what became of them */
@@ -239,7 +239,7 @@ static void encode_piece(const batch *b, const nib_piece *piece, uint8_t *out, f
     const uint64_t matrix = piece->row / choice->tensor->ne[1] % choice->tensor->ne[2];
     const float *importance =
         choice->importance ? choice->importance + matrix * choice->tensor->ne[0] + piece->column : NULL;
-    if (!importance && b->grid_search && nib_format_is_grid(choice->format)) {
+    if (!importance && choice->grid_search) {
         for (size_t i = 0; i < piece->n; i++) decoded[i] = 1; /* its turn comes later */
         importance = decoded;
     }
@@ -428,7 +428,6 @@ nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_qu
     layout l = {0};
     run r = {.gguf = gguf, .params = params, .pool = pool, .meter = {.watch = watch}, .error = error};
     r.batch.measure = params->measure_error;
-    r.batch.grid_search = params->grid_search;
     *out = (nib_quantized){.recipe = params->recipe, .pure = params->pure, .bytes_in = nib_gguf_bytes(gguf)};
     snprintf(out->input, sizeof out->input, "%s", nib_gguf_path(gguf));
     snprintf(out->output, sizeof out->output, "%s", path_out);

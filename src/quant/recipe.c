@@ -605,6 +605,7 @@ static nib_status choose_one(visit *v, const nib_gguf *gguf, nib_choice_of_forma
     }
     choice->format = format;
     choice->copied = format == tensor->format;
+    choice->grid_search = v->params->grid_search && nib_format_is_grid(format);
     if (format != wanted)
         snprintf(choice->fallback, sizeof choice->fallback, "rows of %llu are not a multiple of %u: %s instead of %s",
                  (unsigned long long)tensor->ne[0], (unsigned)nib_format_facts_of(wanted)->block,

@@ -445,7 +445,7 @@ nib_status nib_gguf_open(const char *path, nib_gguf **out, nib_error *error) {
 }
 
 nib_status nib_gguf_open_memory(const void *data, size_t n_bytes, const char *name, nib_gguf **out, nib_error *error) {
-    return open_map((nib_map){.data = data, .n_bytes = n_bytes, .owned = false}, name, out, error);
+    return open_map((nib_map){.data = data, .n_bytes = n_bytes, .owned = false, .fd = -1}, name, out, error);
 }
 
 void nib_gguf_close(nib_gguf *gguf) {
@@ -478,8 +478,17 @@ uint32_t nib_gguf_alignment(const nib_gguf *gguf) {
 uint64_t nib_gguf_trailing_bytes(const nib_gguf *gguf) {
     return gguf->trailing_bytes;
 }
-const nib_map *nib_gguf_map(const nib_gguf *gguf) {
+unsigned nib_gguf_n_files(const nib_gguf *gguf) {
+    (void)gguf;
+    return 1;
+}
+const nib_map *nib_gguf_map(const nib_gguf *gguf, unsigned file) {
+    (void)file;
     return &gguf->map;
+}
+const char *nib_gguf_file_path(const nib_gguf *gguf, unsigned file) {
+    (void)file;
+    return gguf->path;
 }
 uint64_t nib_gguf_n_kv(const nib_gguf *gguf) {
     return gguf->n_kv;

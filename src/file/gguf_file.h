@@ -32,8 +32,10 @@ struct nib_gguf {
 size_t nib_gguf_scalar_bytes(nib_gguf_type type);
 /* Bytes of a pair's packed value as it stands in the file (without type and array header). */
 uint64_t nib_gguf_kv_bytes(const nib_gguf_kv *kv);
-/* The file's bytes, for nib_output_open. */
-const nib_map *nib_gguf_map(const nib_gguf *gguf);
+/* The files of the model: one, or the shards of a split one. */
+unsigned nib_gguf_n_files(const nib_gguf *gguf);
+const nib_map *nib_gguf_map(const nib_gguf *gguf, unsigned file);
+const char *nib_gguf_file_path(const nib_gguf *gguf, unsigned file);
 
 /* Feeds one tensor's name, type and shape to a running hash; the payload follows by the caller. */
 void nib_gguf_hash_head(XXH3_state_t *state, const char *name, const nib_format *format, const uint64_t ne[4]);

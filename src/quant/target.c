@@ -30,11 +30,15 @@ static bool path_exists(const char *path, const char *suffix, bool *is_regular) 
     return exists;
 }
 
+/* A file under its final name is part of an earlier run only if that left its journal. */
 static nib_status open_parts_of_earlier_run(nib_target *target, nib_error *error) {
+    bool unused;
+    const bool has_journal = path_exists(target->path_out, ".journal", &unused);
     for (size_t p = 0; p < target->layout.n_parts; p++) {
         nib_part *part = &target->layout.parts[p];
-        bool is_regular, unused;
-        if (!path_exists(part->path, ".partial", &unused) && path_exists(part->path, "", &is_regular) && is_regular)
+        bool is_regular;
+        if (has_journal && !path_exists(part->path, ".partial", &unused) && path_exists(part->path, "", &is_regular) &&
+            is_regular)
             NIB_TRY(nib_map_open(part->path, &part->finished, error));
         else
             NIB_TRY(nib_output_open_partial(part->path, target->force, NULL, part->n_bytes, &part->output, error));

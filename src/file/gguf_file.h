@@ -11,6 +11,12 @@
 #define NIB_GGUF_ALIGNMENT 32u /* when general.alignment is absent */
 #define NIB_GGUF_N_TYPES   13u
 
+/* What the split.* keys say. */
+typedef struct nib_split {
+    uint64_t count, number, n_tensors; /* files, this file from 0, tensors in all */
+    bool has_total;
+} nib_split;
+
 struct nib_gguf {
     nib_map map;
     char *path;
@@ -26,6 +32,10 @@ struct nib_gguf {
     char (*names)[64]; /* (n_tensors) what the tensors' names point to */
     size_t name_capacity;
     const nib_tensor **tensor_by_name; /* (n_tensors) sorted by name bytes */
+
+    nib_split split;
+    nib_gguf **others; /* (n_others) the further files of a split model, whose tensors are among ours */
+    unsigned n_others;
 };
 
 /* Bytes of one value of a scalar type; 0 for strings and arrays. */

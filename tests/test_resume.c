@@ -400,6 +400,23 @@ static void test_all_but_the_journal_was_done(void **state) {
     assert_int_equal(n_files(), 2);
 }
 
+/* XXH3-64 of every payload, in the order of the tensors. */
+static void test_hashes_in_the_file(void **state) {
+    (void)state;
+    uint64_t number;
+    const nib_quantize_params params = {.recipe = recipe_of("q8_0")};
+    prepare(&params);
+    nib_gguf *gguf = open_model("whole.gguf");
+    const nib_gguf_kv *hashes = nib_gguf_find(gguf, "nibble.tensor_xxh3");
+    assert_non_null(hashes);
+    assert_int_equal(hashes->n, N_TENSORS);
+    for (uint64_t i = 0; i < N_TENSORS; i++) {
+        const nib_tensor *t = nib_gguf_tensor_at(gguf, i);
+        assert_true(nib_gguf_kv_u64(hashes, i, &number) && number == XXH3_64bits(t->data, (size_t)t->n_bytes));
+    }
+    nib_gguf_close(gguf);
+}
+
 /* ---- Others ---------------------------------------------------------------------------------------------------------- */
 
 static void test_two_writers(void **state) {
@@ -526,6 +543,7 @@ int main(void) {
         cmocka_unit_test_setup(test_resumed_with_other_options, empty_folder),
         cmocka_unit_test_setup(test_damaged_leftovers, empty_folder),
         cmocka_unit_test_setup(test_all_but_the_journal_was_done, empty_folder),
+        cmocka_unit_test_setup(test_hashes_in_the_file, empty_folder),
         cmocka_unit_test_setup(test_two_writers, empty_folder),
         cmocka_unit_test_setup(test_input_changes, empty_folder),
         cmocka_unit_test_setup(test_many_equal_single, empty_folder),

@@ -63,6 +63,7 @@ static void put_metadata(nib_layout *l, nib_gguf_head *head, const nib_gguf *ggu
     nib_gguf_head_text(head, "nibble.version", nib_version());
     nib_gguf_head_text(head, "nibble.recipe", nib_recipe_name(params->recipe));
     nib_gguf_head_bool(head, "nibble.pure", params->pure);
+    if (l->n) l->hashes_at = nib_gguf_head_u64_array(head, "nibble.tensor_xxh3", l->n);
 }
 
 static nib_status size_of_tensor(const nib_gguf *gguf, const nib_choice_of_format *choice, uint64_t *n_bytes,

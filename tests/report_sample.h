@@ -108,7 +108,7 @@ static void sample_bench(nib_study *study) {
 }
 
 static void sample_talk(nib_study *study) {
-    static const char *const prompts[] = {"What is the capital of England?", "2 + 2 =", "Say " SAMPLE_HOSTILE};
+    static const char *const prompts[] = {"What is the capital of England?", "2 + 2 =", ("Say " SAMPLE_HOSTILE)};
     const uint32_t n = 1 + study->n_levels;
     study->n_prompts = SAMPLE_PROMPTS;
     study->n_tries = 1;

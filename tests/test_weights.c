@@ -237,6 +237,120 @@ static void test_refusals(void **state) {
     free(file.data);
 }
 
+static nib_status measure_groups(const fixture *f, const nib_weights_params *params, unsigned n_threads,
+                                 nib_weight_groups *out, nib_error *error) {
+    bytes file = make_file(f->weights, f->weights + N_A, f->vector);
+    nib_pool *pool = NULL;
+    nib_gguf *gguf = NULL;
+    assert_int_equal(nib_pool_new(n_threads, &pool, error), NIB_OK);
+    if (nib_gguf_open_memory(file.data, file.n, "test", &gguf, error) != NIB_OK) fail_msg("%s", error->message);
+    const nib_status status = nib_weights_measure_groups(gguf, params, pool, NULL, out, error);
+    nib_gguf_close(gguf);
+    nib_pool_free(pool);
+    free(file.data);
+    return status;
+}
+
+/* The columns of one matrix by their largest magnitude, found one by one. */
+static void check_channels(const nib_weight_group *group, const float *x, size_t rows, size_t columns) {
+    bool *taken = calloc(columns, sizeof *taken);
+    assert_non_null(taken);
+    assert_int_equal(group->n_channels, columns < NIB_TOP_CHANNELS ? columns : NIB_TOP_CHANNELS);
+    for (uint32_t i = 0; i < group->n_channels; i++) {
+        double best = -1;
+        size_t best_column = 0;
+        for (size_t c = 0; c < columns; c++) {
+            double absmax = 0;
+            for (size_t r = 0; r < rows; r++) absmax = fmax(absmax, fabs((double)x[r * columns + c]));
+            if (taken[c] || absmax <= best) continue;
+            best = absmax;
+            best_column = c;
+        }
+        taken[best_column] = true;
+        assert_int_equal(group->channels[i].column, best_column);
+        assert_near(group->channels[i].absmax, best, 0);
+        assert_string_equal(group->channels[i].tensor, group->tensor);
+    }
+    free(taken);
+}
+
+static void test_by_tensor(void **state) {
+    fixture *f = *state;
+    nib_weight_groups groups;
+    nib_error error;
+    f->weights[40000] = -9;
+    f->weights[N_A + COLUMNS_B + 5] = 1;
+    const nib_weights_params params = {.by = NIB_WEIGHTS_BY_TENSOR, .vectors = true};
+    if (measure_groups(f, &params, 2, &groups, &error) != NIB_OK) fail_msg("%s", error.message);
+    assert_int_equal(groups.n, 3);
+    const nib_weight_group *up = &groups.items[0], *down = &groups.items[1], *norm = &groups.items[2];
+    assert_string_equal(up->tensor, "blk.0.ffn_up.weight");
+    assert_string_equal(up->role, "ffn_up");
+    assert_string_equal(nib_format_facts_of(down->format)->name, "f16");
+    assert_string_equal(norm->role, "norm");
+    assert_int_equal(up->stats.n, N_A);
+    assert_int_equal(down->stats.n, N_B);
+    assert_int_equal(norm->stats.n, N_VECTOR);
+    assert_near(norm->stats.mean, 1e6, 0);
+    assert_int_equal(norm->n_channels, 0);
+    double sum = 0, squares = 0;
+    for (int i = 0; i < N_B; i++) sum += (double)f->weights[N_A + i];
+    for (int i = 0; i < N_B; i++) squares += pow((double)f->weights[N_A + i] - sum / N_B, 2);
+    assert_near(down->stats.mean, sum / N_B, 1e-14);
+    assert_near(down->stats.std, sqrt(squares / N_B), 1e-13);
+    assert_near(down->stats.edge, 12 * sqrt(squares / N_B), 1e-12);
+    assert_int_equal(up->stats.top[0].row, 40000 / COLUMNS_A);
+    assert_int_equal(up->stats.top[0].column, 40000 % COLUMNS_A);
+    assert_int_equal(up->stats.n_outliers_6sigma, 1);
+    check_channels(up, f->weights, ROWS_A, COLUMNS_A);
+    check_channels(down, f->weights + N_A, ROWS_B, COLUMNS_B);
+    nib_weight_groups_fini(&groups);
+}
+
+static void test_whole_and_roles(void **state) {
+    fixture *f = *state;
+    nib_weight_groups groups, again;
+    nib_weight_stats stats;
+    nib_error error;
+    memset(&stats, 0, sizeof stats);
+    assert_int_equal(measure(f, 0, 2, &stats, &error), NIB_OK);
+    nib_weights_params params = {.by = NIB_WEIGHTS_WHOLE};
+    assert_int_equal(measure_groups(f, &params, 2, &groups, &error), NIB_OK);
+    assert_int_equal(groups.n, 1);
+    assert_string_equal(groups.items[0].tensor, "*");
+    assert_null(groups.items[0].format);
+    assert_int_equal(groups.items[0].n_tensors, 2);
+    assert_near(groups.items[0].stats.mean, stats.mean, 0);
+    assert_near(groups.items[0].stats.kurtosis, stats.kurtosis, 0);
+    assert_memory_equal(groups.items[0].stats.histogram, stats.histogram, sizeof stats.histogram);
+    nib_weight_groups_fini(&groups);
+    params.by = NIB_WEIGHTS_BY_ROLE;
+    assert_int_equal(measure_groups(f, &params, 1, &groups, &error), NIB_OK);
+    assert_int_equal(measure_groups(f, &params, 3, &again, &error), NIB_OK);
+    assert_int_equal(groups.n, 2);
+    assert_int_equal(again.n, 2);
+    assert_string_equal(groups.items[1].role, "ffn_down");
+    assert_memory_equal(&groups.items[0].stats, &again.items[0].stats, sizeof stats);
+    assert_memory_equal(&groups.items[1].stats, &again.items[1].stats, sizeof stats);
+    assert_memory_equal(groups.items[0].channels, again.items[0].channels, sizeof again.items[0].channels);
+    nib_weight_groups_fini(&groups);
+    nib_weight_groups_fini(&again);
+}
+
+static bool takes_none(void *user, const nib_tensor *tensor) {
+    (void)user;
+    (void)tensor;
+    return false;
+}
+
+static void test_nothing_chosen(void **state) {
+    nib_weight_groups groups;
+    nib_error error;
+    const nib_weights_params params = {.wants = takes_none};
+    assert_int_equal(measure_groups(*state, &params, 1, &groups, &error), NIB_ERR_USAGE);
+    nib_weight_groups_fini(&groups);
+}
+
 static bool stop_at_once(void *user, const nib_progress *progress) {
     (void)user;
     (void)progress;
@@ -285,6 +399,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_histogram, make_fixture, free_fixture),
         cmocka_unit_test_setup_teardown(test_constant, make_fixture, free_fixture),
         cmocka_unit_test_setup_teardown(test_refusals, make_fixture, free_fixture),
+        cmocka_unit_test_setup_teardown(test_by_tensor, make_fixture, free_fixture),
+        cmocka_unit_test_setup_teardown(test_whole_and_roles, make_fixture, free_fixture),
+        cmocka_unit_test_setup_teardown(test_nothing_chosen, make_fixture, free_fixture),
         cmocka_unit_test(test_demo_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,7 +7,7 @@ tools/check_includes.sh
 tools/check_style.sh
 for preset in "$@"; do
     echo "== $preset"
-    cmake --preset "$preset" >/dev/null
+    cmake --preset "$preset" -DNIBBLE_TESTS=ON >/dev/null
     cmake --build "build/$preset" -j "$jobs" -- --quiet
     [ "$preset" = release ] && tools/check_symbols.sh build/release
     ctest --test-dir "build/$preset" --output-on-failure --timeout 600 -j "$jobs"

@@ -169,8 +169,9 @@ NIB_API void nib_bench_write_json(const nib_bench *bench, nib_json *json);
 
 #define NIB_HISTOGRAM_BINS 256
 #define NIB_TOP_WEIGHTS    32
+#define NIB_TOP_CHANNELS   16
 
-/* The distribution of all matrix weights of a file (tensors with two or more dimensions), decoded. */
+/* The distribution of the weights of one or several tensors, decoded. */
 typedef struct nib_weight_stats {
     uint64_t n;
     double mean, std, min, max, absmax, kurtosis; /* kurtosis: fourth standardised moment, 3 for a Gaussian */
@@ -180,12 +181,14 @@ typedef struct nib_weight_stats {
     struct {
         double value;
         char tensor[64];
-        uint64_t index;     /* flat element index */
-    } top[NIB_TOP_WEIGHTS]; /* largest magnitudes, largest first */
+        uint64_t index;       /* flat element index */
+        uint64_t row, column; /* column = index % ne[0] */
+    } top[NIB_TOP_WEIGHTS];   /* largest magnitudes, largest first */
     uint32_t n_top;
 } nib_weight_stats;
 
-/* edge: half the histogram's width; 0 = 12 standard deviations of this file. Sums in a fixed order: the same figures for
+/* All matrices of a file together (tensors with two or more dimensions).
+ * edge: half the histogram's width; 0 = 12 standard deviations of this file. Sums in a fixed order: the same figures for
  * any number of threads. Equal magnitudes in `top` keep file order.
  * NIB_ERR_CORRUPT: no matrices, or a weight that is NaN or infinite (field: the tensor); NIB_ERR_UNSUPPORTED: a format
  * that cannot be decoded. */
@@ -193,6 +196,82 @@ NIB_API nib_status nib_weights_measure(const nib_gguf *gguf, double edge, nib_po
                                        nib_weight_stats *out, nib_error *error);
 /* The members of one entry of "weights" in nibble.inspect/1 into the open object. */
 NIB_API void nib_weight_stats_write_json(const nib_weight_stats *stats, nib_json *json);
+
+/* The largest magnitude in one column of one matrix: a channel of its input. */
+typedef struct nib_channel {
+    char tensor[64];
+    uint64_t column;
+    double absmax;
+} nib_channel;
+
+typedef enum nib_weights_by { NIB_WEIGHTS_WHOLE, NIB_WEIGHTS_BY_ROLE, NIB_WEIGHTS_BY_TENSOR } nib_weights_by;
+
+typedef struct nib_weight_group {
+    char tensor[64];          /* "*" unless it is one tensor */
+    const char *role;         /* "*" if it is the whole file */
+    const nib_format *format; /* NULL if there are several */
+    uint64_t n_tensors;
+    nib_weight_stats stats;
+    nib_channel channels[NIB_TOP_CHANNELS]; /* largest first; of matrices with at most 2^20 columns */
+    uint32_t n_channels;
+} nib_weight_group;
+
+typedef struct nib_weight_groups {
+    nib_weight_group *items; /* in file order of their first tensor */
+    size_t n;
+} nib_weight_groups;
+
+typedef struct nib_weights_params {
+    nib_weights_by by;
+    double edge;  /* as in nib_weights_measure; 0 = 12 standard deviations of each group */
+    bool vectors; /* tensors of one dimension too */
+    void *user;
+    bool (*wants)(void *user, const nib_tensor *tensor); /* which tensors to look at; NULL = all */
+} nib_weights_params;
+
+/* As nib_weights_measure, of every group of tensors by itself. Every weight is read twice.
+ * NIB_ERR_USAGE: wants chose nothing. Free out with nib_weight_groups_fini whatever is returned. */
+NIB_API nib_status nib_weights_measure_groups(const nib_gguf *gguf, const nib_weights_params *params, nib_pool *pool,
+                                              const nib_watch *watch, nib_weight_groups *out, nib_error *error);
+NIB_API void nib_weight_groups_fini(nib_weight_groups *groups);
+/* As nib_weight_stats_write_json, with role, format and channels. */
+NIB_API void nib_weight_group_write_json(const nib_weight_group *group, nib_json *json);
+
+/* ---- Difference of two files of one model ------------------------------------------------------------------------------ */
+
+/* One tensor of A and B. Formats and codes say NULL or NaN where a side has no such tensor or no integer codes. */
+typedef struct nib_tensor_diff {
+    char name[64];
+    const nib_format *format[2]; /* of A and of B; NULL: that file has no such tensor */
+    uint64_t n;                  /* weights; of the side that has it */
+    double rel_rmse;             /* |A - B| / |A| (Frobenius); 0 if both are zero, infinite if only A is */
+    double cosine;               /* A.B / (|A| |B|); NaN if either is zero */
+    double max_abs_error;        /* largest |a - b| */
+    uint64_t row, column;        /* of the first such weight */
+    double value[2];             /* there */
+    double codes_used[2];        /* share of the codes a format can store that the tensor does store */
+    uint32_t n_codes[2];         /* codes the format can store; 0 without integer codes */
+} nib_tensor_diff;
+
+typedef struct nib_weight_diff {
+    nib_tensor_diff
+        *tensors; /* (n) in both files, largest rel_rmse first; then those of A alone, then those of B alone */
+    size_t n, n_both, n_only[2], n_identical; /* identical: every decoded weight is equal */
+    uint64_t n_weights;                       /* compared */
+    double rel_rmse, cosine, max_abs_error;   /* over all compared tensors */
+    size_t max_at;                            /* index of the tensor with the largest error */
+} nib_weight_diff;
+
+/* Decodes both files, tensor by tensor. Sums in a fixed order: the same figures for any number of threads.
+ * wants (may be NULL): which tensors, by name.
+ * NIB_ERR_USAGE: a tensor has another shape in B (named), or nothing is in both; NIB_ERR_CORRUPT: NaN or infinity;
+ * NIB_ERR_UNSUPPORTED: a format that cannot be decoded. Free out with nib_weight_diff_fini whatever is returned. */
+NIB_API nib_status nib_weights_compare(const nib_gguf *a, const nib_gguf *b,
+                                       bool (*wants)(void *user, const nib_tensor *tensor), void *user, nib_pool *pool,
+                                       const nib_watch *watch, nib_weight_diff *out, nib_error *error);
+NIB_API void nib_weight_diff_fini(nib_weight_diff *diff);
+/* The members of a nibble.diff/1 document into the open object. */
+NIB_API void nib_weight_diff_write_json(const nib_weight_diff *diff, nib_json *json);
 
 #ifdef __cplusplus
 }

@@ -32,7 +32,7 @@ NIB_API void nib_json_null(nib_json *json, const char *key);
 /* Begins a top-level object with the members every document has: schema "nibble.NAME/1", nibble, created, machine. */
 NIB_API void nib_json_begin_document(nib_json *json, const char *name, const nib_pool *pool);
 
-/* The text so far, NUL-terminated, owned by json; NIB_ERR_MEMORY if any write failed, NIB_ERR_BUG if brackets are open. */
+/* The text so far, NUL-terminated, owned by json; n_bytes may be NULL; NIB_ERR_MEMORY if any write failed, NIB_ERR_BUG if brackets are open. */
 NIB_API nib_status nib_json_text(nib_json *json, const char **text, size_t *n_bytes, nib_error *error);
 
 #ifdef __cplusplus

@@ -107,6 +107,7 @@ typedef struct nib_generate_params {
      * to stop (NIB_STOP_CALLER). May be NULL. */
     void *user;
     bool (*on_text)(void *user, const char *text, size_t n_bytes);
+    const nib_watch *watch; /* told how far a long prompt is (stage "prompt"); may be NULL */
 } nib_generate_params;
 
 typedef struct nib_generated {

@@ -159,6 +159,6 @@ nib_status nib_json_text(nib_json *json, const char **text, size_t *n_bytes, nib
         return nib_fail(error, NIB_ERR_BUG, "a JSON document was not closed properly");
     if (json->text.failed) return nib_fail_memory(error, json->text.n_bytes);
     *text = json->text.data ? json->text.data : "";
-    *n_bytes = json->text.n_bytes;
+    if (n_bytes) *n_bytes = json->text.n_bytes;
     return NIB_OK;
 }

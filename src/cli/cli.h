@@ -13,6 +13,7 @@
 #define NIB_CLI_H
 
 #include "nibble.h"
+#include <regex.h>
 #include <stdio.h>
 
 /* ---- Options ------------------------------------------------------------------------------------------------------ */
@@ -135,6 +136,8 @@ NIB_PRINTF(1, 2) void nib_console_note(const char *format, ...);
 /* Members of a nib_watch. */
 bool nib_console_progress(void *user, const nib_progress *progress);
 void nib_console_watch_warn(void *user, const char *message);
+/* Progress nobody sees, for work whose text is on the screen: only stops when interrupted. */
+bool nib_console_watch_quietly(void *user, const nib_progress *progress);
 void nib_console_erase_progress(void);
 /* Was an interruption asked for? Forget it with _clear. */
 bool nib_console_interrupted(void);
@@ -187,6 +190,12 @@ nib_short_text nib_show_seconds(double s); /* "41 s", "3 min 20 s" */
 /* Value and uncertainty with the digits the uncertainty warrants: "1.5437 ± 0.0074"; "-" for NaN. */
 nib_short_text nib_show_pm(double value, double err);
 
+/* A histogram on a log scale, one character a column of at most 64: eighth blocks, or ASCII where the locale has none. */
+typedef struct nib_sparkline {
+    char s[4 * 64];
+} nib_sparkline;
+nib_sparkline nib_show_histogram(const uint64_t *counts, unsigned n_bins, unsigned n_columns);
+
 /* ---- Shared by the commands ----------------------------------------------------------------------------------------------- */
 
 /* Is this something nibble opens? NIB_ERR_UNSUPPORTED for hf: names and folders. */
@@ -197,6 +206,15 @@ nib_status nib_cli_open_model(nib_cli *cli, const char *path, nib_model **out, n
 nib_status nib_cli_open_models(nib_cli *cli, unsigned first, nib_model **out, unsigned n, nib_error *error);
 /* Short name of a model for tables: its file without folder and ".gguf". */
 nib_short_text nib_cli_model_label(const char *path);
+
+/* Tensors whose name matches --tensor; all if it was not given. NIB_ERR_USAGE: not a regular expression. */
+typedef struct nib_cli_filter {
+    regex_t regex;
+    bool is_set;
+} nib_cli_filter;
+nib_status nib_cli_filter_open(const nib_cli *cli, nib_cli_filter *filter, nib_error *error);
+bool nib_cli_filter_takes(void *filter, const nib_tensor *tensor);
+void nib_cli_filter_fini(nib_cli_filter *filter);
 
 /* May this path be written? NIB_ERR_USAGE if it exists (unless force), is an input, or is not a regular file. */
 nib_status nib_cli_check_output(const char *path, bool force, const char *const *inputs, unsigned n_inputs,

@@ -82,10 +82,12 @@ static nib_status answer(talk *t, nib_generated *out, nib_error *error) {
     if (status) goto done;
     while (n_past < t->cached.n && n_past + 1 < ids.n && t->cached.ids[n_past] == ids.ids[n_past]) n_past++;
     uint32_t room = t->n_ctx - (uint32_t)ids.n;
+    const nib_watch quiet = {.progress = nib_console_watch_quietly};
     nib_generate_params params = {
         .n_max = t->n_max && t->n_max < room ? t->n_max : room,
         .sampler = t->sampler,
         .on_text = t->cli->json ? nib_cli_keep_going : nib_cli_stream_text,
+        .watch = &quiet,
     };
     t->cached.n = 0;
     status =

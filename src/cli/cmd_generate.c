@@ -162,8 +162,13 @@ static nib_status continue_text(const run_of *r, const nib_model *model, nib_gen
         status = nib_session_new(model, r->cli->pool, &params, &session, error);
     }
     if (!status) status = nib_cli_new_sampler(r->cli, nib_model_facts_of(model)->n_vocab, &sampler, error);
+    const nib_watch quiet = {.progress = nib_console_watch_quietly};
     nib_generate_params params = {
-        .n_max = r->n_max, .sampler = sampler, .on_text = r->cli->json ? nib_cli_keep_going : nib_cli_stream_text};
+        .n_max = r->n_max,
+        .sampler = sampler,
+        .on_text = r->cli->json ? nib_cli_keep_going : nib_cli_stream_text,
+        .watch = &quiet,
+    };
     if (!status) status = nib_generate(session, 0, ids.ids, (uint32_t)ids.n, &params, out, error);
     if (!status && nib_console_interrupted()) status = nib_cli_fail(error, NIB_ERR_INTERRUPTED, NULL, "interrupted");
     *n_prompt_tokens = (uint32_t)ids.n;

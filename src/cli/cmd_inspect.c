@@ -3,7 +3,6 @@
 #include "cli.h"
 #include <errno.h>
 #include <math.h>
-#include <regex.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,8 +28,7 @@ typedef struct inspection {
     role_sum roles[MOST_ROLES];
     unsigned n_roles;
     nib_weight_stats *weights;
-    regex_t regex;
-    bool has_regex;
+    nib_cli_filter filter;
 } inspection;
 
 /* ---- Gathering ------------------------------------------------------------------------------------------------------- */
@@ -77,10 +75,6 @@ static nib_status gather(nib_cli *cli, inspection *in, nib_error *error) {
                          in->no_model.field);
     }
     return NIB_OK;
-}
-
-static bool matches(const inspection *in, const nib_tensor *tensor) {
-    return !in->has_regex || regexec(&in->regex, tensor->name, 0, NULL, 0) == 0;
 }
 
 static double bits_per_weight(uint64_t n_bytes, uint64_t n) {
@@ -157,11 +151,11 @@ static void json_tokenizer(nib_json *json, const inspection *in) {
     nib_json_end_object(json);
 }
 
-static void json_tensors(nib_json *json, const inspection *in) {
+static void json_tensors(nib_json *json, inspection *in) {
     nib_json_begin_array(json, "tensors");
     for (uint64_t i = 0; i < nib_gguf_n_tensors(in->gguf); i++) {
         const nib_tensor *tensor = nib_gguf_tensor_at(in->gguf, i);
-        if (!matches(in, tensor)) continue;
+        if (!nib_cli_filter_takes(&in->filter, tensor)) continue;
         int layer = -1;
         nib_json_begin_object(json, NULL);
         nib_json_string(json, "name", tensor->name);
@@ -187,7 +181,7 @@ static const char *model_name(const inspection *in, nib_text *out) {
     return out->data;
 }
 
-static nib_status write_json(nib_cli *cli, const inspection *in, nib_error *error) {
+static nib_status write_json(nib_cli *cli, inspection *in, nib_error *error) {
     nib_text text;
     nib_json *json = nib_cli_json_begin(cli, "inspect", error);
     if (!json) return error ? error->code : NIB_ERR_MEMORY;
@@ -314,14 +308,14 @@ static void print_roles(inspection *in, bool all) {
     if (!all && in->n_roles > SHOWN) printf("(%u smaller roles: -v shows them)\n", in->n_roles - SHOWN);
 }
 
-static uint64_t print_tensors(const inspection *in) {
+static uint64_t print_tensors(inspection *in) {
     uint64_t n_shown = 0;
     nib_table table;
     nib_table_init(&table, "lllrrr", "tensor|role|type|shape|bytes|offset");
     for (uint64_t i = 0; i < nib_gguf_n_tensors(in->gguf); i++) {
         const nib_tensor *tensor = nib_gguf_tensor_at(in->gguf, i);
         char shape[96] = "";
-        if (!matches(in, tensor)) continue;
+        if (!nib_cli_filter_takes(&in->filter, tensor)) continue;
         for (uint32_t d = 0; d < tensor->n_dims; d++) {
             size_t used = strlen(shape);
             snprintf(shape + used, sizeof shape - used, "%s%llu", d ? " x " : "", (unsigned long long)tensor->ne[d]);
@@ -365,45 +359,17 @@ static void print_metadata(const nib_gguf *gguf) {
 }
 
 static void print_weights(const nib_weight_stats *w) {
-    static const char *const bars[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-    static const char *const plain_bars[] = {" ", ".", ".", ":", ":", "+", "*", "#", "#"};
-    enum { COLUMNS = 64, PER_COLUMN = NIB_HISTOGRAM_BINS / COLUMNS };
-    double heights[COLUMNS], highest = 0;
-    for (unsigned c = 0; c < COLUMNS; c++) {
-        uint64_t n = 0;
-        for (unsigned b = 0; b < PER_COLUMN; b++) n += w->histogram[c * PER_COLUMN + b];
-        heights[c] = log10(1.0 + (double)n);
-        if (heights[c] > highest) highest = heights[c];
-    }
     printf(
         "weights    %s in matrices: mean %.3g, deviation %.3g, largest %.3g, kurtosis %.1f, %llu beyond 6 deviations\n",
         nib_show_count(w->n).s, w->mean, w->std, w->absmax, w->kurtosis, (unsigned long long)w->n_outliers_6sigma);
-    printf("%10.3g ", -w->edge);
-    for (unsigned c = 0; c < COLUMNS; c++) {
-        unsigned level = highest > 0 ? (unsigned)(heights[c] / highest * 8 + 0.5) : 0;
-        fputs(nib_console_utf8() ? bars[level] : plain_bars[level], stdout);
-    }
-    printf(" %.3g (counts on a log scale)\n", w->edge);
+    printf("%10.3g %s %.3g (counts on a log scale)\n", -w->edge,
+           nib_show_histogram(w->histogram, NIB_HISTOGRAM_BINS, 64).s, w->edge);
 }
 
 /* ---- The command ---------------------------------------------------------------------------------------------------------------- */
 
-static nib_status compile_regex(nib_cli *cli, inspection *in, nib_error *error) {
-    const char *pattern = nib_cli_text(cli, "tensor");
-    if (!pattern) return NIB_OK;
-    int rc = regcomp(&in->regex, pattern, REG_EXTENDED | REG_NOSUB);
-    if (rc == 0) {
-        in->has_regex = true;
-        return NIB_OK;
-    }
-    char why[128];
-    regerror(rc, &in->regex, why, sizeof why);
-    return nib_cli_fail(error, NIB_ERR_USAGE, "an extended regular expression, such as 'ffn_(up|down)'",
-                        "--tensor %s: %s", pattern, why);
-}
-
 static void print_all(nib_cli *cli, inspection *in) {
-    if (in->has_regex) {
+    if (in->filter.is_set) {
         if (print_tensors(in) == 0) nib_console_warn("no tensor matches %s", nib_cli_text(cli, "tensor"));
         return;
     }
@@ -420,7 +386,7 @@ static void print_all(nib_cli *cli, inspection *in) {
 static nib_status run(nib_cli *cli, nib_error *error) {
     inspection *in = calloc(1, sizeof *in);
     if (!in) return nib_cli_no_memory(error);
-    nib_status status = compile_regex(cli, in, error);
+    nib_status status = nib_cli_filter_open(cli, &in->filter, error);
     if (!status) status = gather(cli, in, error);
     if (!status && nib_cli_switch(cli, "check")) status = nib_gguf_check(in->gguf, cli->pool, &cli->watch, error);
     if (!status && nib_cli_switch(cli, "weights")) {
@@ -433,7 +399,7 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     if (!status && !cli->json) print_all(cli, in);
     if (!status && nib_cli_switch(cli, "check"))
         nib_console_note("checked: every byte of %llu tensors", (unsigned long long)nib_gguf_n_tensors(in->gguf));
-    if (in->has_regex) regfree(&in->regex);
+    nib_cli_filter_fini(&in->filter);
     nib_tokenizer_free(in->tokenizer);
     nib_model_close(in->model);
     nib_gguf_close(in->gguf);

@@ -224,6 +224,12 @@ void nib_console_watch_warn(void *user, const char *message) {
     say("warning:", "\033[1;33m", message);
 }
 
+bool nib_console_watch_quietly(void *user, const nib_progress *progress) {
+    (void)user;
+    (void)progress;
+    return n_interrupts == 0;
+}
+
 /* ---- Progress ------------------------------------------------------------------------------------------------------------- */
 
 static void draw_line(const nib_progress *progress) {

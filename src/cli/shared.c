@@ -53,6 +53,33 @@ nib_short_text nib_cli_model_label(const char *path) {
     return out;
 }
 
+/* ---- Tensors by name ---------------------------------------------------------------------------------------------------- */
+
+nib_status nib_cli_filter_open(const nib_cli *cli, nib_cli_filter *filter, nib_error *error) {
+    const char *pattern = nib_cli_text(cli, "tensor");
+    filter->is_set = false;
+    if (!pattern) return NIB_OK;
+    int rc = regcomp(&filter->regex, pattern, REG_EXTENDED | REG_NOSUB);
+    if (rc == 0) {
+        filter->is_set = true;
+        return NIB_OK;
+    }
+    char why[128];
+    regerror(rc, &filter->regex, why, sizeof why);
+    return nib_cli_fail(error, NIB_ERR_USAGE, "an extended regular expression, such as 'ffn_(up|down)'",
+                        "--tensor %s: %s", pattern, why);
+}
+
+bool nib_cli_filter_takes(void *filter, const nib_tensor *tensor) {
+    const nib_cli_filter *f = filter;
+    return !f->is_set || regexec(&f->regex, tensor->name, 0, NULL, 0) == 0;
+}
+
+void nib_cli_filter_fini(nib_cli_filter *filter) {
+    if (filter->is_set) regfree(&filter->regex);
+    filter->is_set = false;
+}
+
 /* ---- Files ---------------------------------------------------------------------------------------------------------------- */
 
 static bool same_file(const char *a, const char *b) {

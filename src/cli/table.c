@@ -129,3 +129,24 @@ nib_short_text nib_show_pm(double value, double err) {
     snprintf(out.s, sizeof out.s, "%.*f %s %.*f", decimals, value, nib_console_plus_minus(), decimals, err);
     return out;
 }
+
+nib_sparkline nib_show_histogram(const uint64_t *counts, unsigned n_bins, unsigned n_columns) {
+    static const char *const bars[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+    static const char *const plain_bars[] = {" ", ".", ".", ":", ":", "+", "*", "#", "#"};
+    enum { MOST_COLUMNS = 64, LEVELS = 8 };
+    nib_sparkline out = {""};
+    double heights[MOST_COLUMNS] = {0}, highest = 0;
+    if (n_columns > MOST_COLUMNS) n_columns = MOST_COLUMNS;
+    for (unsigned c = 0; c < n_columns; c++) {
+        uint64_t n = 0;
+        for (unsigned b = c * n_bins / n_columns; b < (c + 1) * n_bins / n_columns; b++) n += counts[b];
+        heights[c] = log10(1.0 + (double)n);
+        if (heights[c] > highest) highest = heights[c];
+    }
+    for (unsigned c = 0; c < n_columns; c++) {
+        unsigned level = highest > 0 ? (unsigned)(heights[c] / highest * LEVELS + 0.5) : 0;
+        if (level == 0 && heights[c] > 0) level = 1; /* one weight far out is what one looks for */
+        strcat(out.s, nib_console_utf8() ? bars[level] : plain_bars[level]);
+    }
+    return out;
+}

@@ -165,9 +165,26 @@ static void read_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
     job->sums[worker % SLOTS] ^= sum;
 }
 
+/* Bytes of all last-level caches this process may use. The system's own sum (sysconf) counts those of other guests too. */
+static size_t last_cache_bytes(void) {
+    cpu_set_t set;
+    size_t total = 0;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 0;
+    for (unsigned cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        char path[128], line[256];
+        unsigned long first, kilobytes;
+        if (!CPU_ISSET(cpu, &set)) continue;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%u/cache/index3/shared_cpu_list", cpu);
+        if (!read_line(path, line, sizeof line) || sscanf(line, "%lu", &first) != 1) continue;
+        if (first != cpu && CPU_ISSET(first, &set)) continue; /* counted with its first core */
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%u/cache/index3/size", cpu);
+        if (read_line(path, line, sizeof line) && sscanf(line, "%luK", &kilobytes) == 1) total += kilobytes << 10;
+    }
+    return total;
+}
+
 double nib_cpu_measure_read_bandwidth(nib_pool *pool, double seconds) {
-    const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    size_t n_bytes = cache > 0 ? 2 * (size_t)cache : 0;
+    size_t n_bytes = 2 * last_cache_bytes();
     if (n_bytes < (size_t)64 << 20) n_bytes = (size_t)64 << 20;
     if (n_bytes > (size_t)512 << 20) n_bytes = (size_t)512 << 20;
     const size_t n_pieces = n_bytes / PIECE_BYTES;

@@ -150,8 +150,7 @@ void nib_bench_write_json(const nib_bench *bench, nib_json *json) {
 
 /* ---- "weights" of nibble.inspect/1 ------------------------------------------------------------------------------------ */
 
-void nib_weight_stats_write_json(const nib_weight_stats *stats, nib_json *json) {
-    nib_json_string(json, "tensor", "*");
+static void write_stats(const nib_weight_stats *stats, nib_json *json) {
     nib_json_uint(json, "n", stats->n);
     nib_json_number(json, "mean", stats->mean);
     nib_json_number(json, "std", stats->std);
@@ -176,7 +175,83 @@ void nib_weight_stats_write_json(const nib_weight_stats *stats, nib_json *json) 
         nib_json_number(json, "value", stats->top[i].value);
         nib_json_string(json, "tensor", stats->top[i].tensor);
         nib_json_uint(json, "index", stats->top[i].index);
+        nib_json_uint(json, "row", stats->top[i].row);
+        nib_json_uint(json, "column", stats->top[i].column);
         nib_json_end_object(json);
     }
+    nib_json_end_array(json);
+}
+
+void nib_weight_stats_write_json(const nib_weight_stats *stats, nib_json *json) {
+    nib_json_string(json, "tensor", "*");
+    write_stats(stats, json);
+}
+
+static void write_format(nib_json *json, const char *key, const nib_format *format) {
+    if (format != NULL)
+        nib_json_string(json, key, nib_format_facts_of(format)->name);
+    else
+        nib_json_null(json, key);
+}
+
+void nib_weight_group_write_json(const nib_weight_group *group, nib_json *json) {
+    nib_json_string(json, "tensor", group->tensor);
+    nib_json_string(json, "role", group->role);
+    write_format(json, "type", group->format);
+    nib_json_uint(json, "n_tensors", group->n_tensors);
+    write_stats(&group->stats, json);
+    nib_json_begin_array(json, "channels");
+    for (uint32_t i = 0; i < group->n_channels; i++) {
+        nib_json_begin_object(json, NULL);
+        nib_json_string(json, "tensor", group->channels[i].tensor);
+        nib_json_uint(json, "column", group->channels[i].column);
+        nib_json_number(json, "absmax", group->channels[i].absmax);
+        nib_json_end_object(json);
+    }
+    nib_json_end_array(json);
+}
+
+/* ---- nibble.diff/1 ----------------------------------------------------------------------------------------------------- */
+
+static void write_tensor_diff(const nib_tensor_diff *t, nib_json *json) {
+    static const char *const types[2] = {"type_a", "type_b"}, *const codes[2] = {"codes_used_a", "codes_used_b"};
+    const bool in_both = t->format[0] != NULL && t->format[1] != NULL;
+    nib_json_begin_object(json, NULL);
+    nib_json_string(json, "name", t->name);
+    nib_json_uint(json, "n", t->n);
+    for (int side = 0; side < 2; side++) write_format(json, types[side], t->format[side]);
+    nib_json_number(json, "rel_rmse", t->rel_rmse);
+    nib_json_number(json, "cosine", t->cosine);
+    nib_json_number(json, "max_abs_error", t->max_abs_error);
+    if (in_both) {
+        nib_json_uint(json, "row", t->row);
+        nib_json_uint(json, "column", t->column);
+        nib_json_number(json, "value_a", t->value[0]);
+        nib_json_number(json, "value_b", t->value[1]);
+    }
+    for (int side = 0; side < 2; side++) nib_json_number(json, codes[side], t->codes_used[side]);
+    if (!in_both)
+        nib_json_string(json, "note", t->format[0] != NULL ? "only in A" : "only in B");
+    else if (!isfinite(t->rel_rmse) || !isfinite(t->cosine))
+        nib_json_string(json, "note", "one of the two is all zeros");
+    nib_json_end_object(json);
+}
+
+void nib_weight_diff_write_json(const nib_weight_diff *diff, nib_json *json) {
+    nib_json_uint(json, "n_weights", diff->n_weights);
+    nib_json_uint(json, "n_tensors", diff->n_both);
+    nib_json_uint(json, "n_identical", diff->n_identical);
+    nib_json_uint(json, "n_only_a", diff->n_only[0]);
+    nib_json_uint(json, "n_only_b", diff->n_only[1]);
+    nib_json_begin_object(json, "whole");
+    nib_json_number(json, "rel_rmse", diff->rel_rmse);
+    nib_json_number(json, "cosine", diff->cosine);
+    nib_json_number(json, "max_abs_error", diff->max_abs_error);
+    nib_json_string(json, "max_tensor", diff->tensors[diff->max_at].name);
+    if (!isfinite(diff->rel_rmse) || !isfinite(diff->cosine))
+        nib_json_string(json, "note", "one of the two is all zeros");
+    nib_json_end_object(json);
+    nib_json_begin_array(json, "tensors");
+    for (size_t i = 0; i < diff->n; i++) write_tensor_diff(&diff->tensors[i], json);
     nib_json_end_array(json);
 }

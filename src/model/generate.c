@@ -1,5 +1,6 @@
 /* Writing text: run the prompt, then one token after the other until the model, the limit, a loop or the caller ends it. */
 #include "base/memory.h"
+#include "base/progress.h"
 #include "model/loaded.h"
 
 #include <stdlib.h>
@@ -133,6 +134,20 @@ static nib_status write_on(writer *w, nib_session *session, uint32_t pos, float 
     return NIB_OK;
 }
 
+/* Runs the prompt in pieces, so that a long one can be watched and stopped. logits: of its last token. */
+static nib_status read_prompt(nib_session *session, uint32_t pos, const int32_t *ids, uint32_t n,
+                              const nib_watch *watch, float *logits, nib_error *error) {
+    enum { PIECE = 512 };
+    nib_meter meter;
+    nib_meter_init(&meter, watch, "prompt", n);
+    for (; n > PIECE; pos += PIECE, ids += PIECE, n -= PIECE) {
+        const nib_segment piece = {.pos = pos, .n = PIECE, .ids = ids, .out_from = PIECE};
+        NIB_TRY(nib_session_run(session, &piece, 1, NULL, error));
+        NIB_TRY(nib_meter_add(&meter, PIECE, error));
+    }
+    return nib_session_next(session, pos, ids, n, logits, error);
+}
+
 nib_status nib_generate(nib_session *session, uint32_t n_past, const int32_t *ids, uint32_t n,
                         const nib_generate_params *params, nib_generated *out, nib_error *error) {
     const nib_model *model = nib_session_model(session);
@@ -144,7 +159,7 @@ nib_status nib_generate(nib_session *session, uint32_t n_past, const int32_t *id
     float *logits = nib_alloc(n_vocab, sizeof *logits);
     if (logits == NULL) return nib_fail_memory(error, n_vocab * sizeof *logits);
     const double began = nib_now();
-    NIB_TRY_GOTO(nib_session_next(session, n_past, ids, n, logits, error));
+    NIB_TRY_GOTO(read_prompt(session, n_past, ids, n, params->watch, logits, error));
     out->prompt_seconds = nib_now() - began;
     status = write_on(&w, session, n_past + n, logits, error);
     out->generate_seconds = nib_now() - began - out->prompt_seconds;

@@ -141,10 +141,10 @@ static void say_cliff(nib_study *study, const uint32_t *order) {
     if (study->cliff < 0) {
         const nib_eval_model *last = &study->eval.models[order[study->n_levels - 1]];
         say(study,
-            "No cliff: even the smallest level, %s at %.2f bits per weight, picks the same next token as the original "
+            "No cliff: %s%s at %.2f bits per weight, picks the same next token as the original "
             "for %s of the tokens (KL divergence %s).\n",
-            last->format, last->bpw, nib_text_of_percent(percent, last->same_top),
-            nib_text_of_number(number, last->kld.mean));
+            study->n_levels > 1 ? "even the smallest level, " : "", last->format, last->bpw,
+            nib_text_of_percent(percent, last->same_top), nib_text_of_number(number, last->kld.mean));
         return;
     }
     const nib_eval_model *over = &study->eval.models[study->cliff];
@@ -162,7 +162,10 @@ static void say_cliff(nib_study *study, const uint32_t *order) {
         say(study, ", where %s, the next larger level, has %s", larger->format,
             nib_text_of_number(larger_number, larger->kld.mean));
         const double times = over->kld.mean / larger->kld.mean;
-        if (isfinite(times) && times >= 2) say(study, " (%s times less)", nib_text_of_number(larger_number, times));
+        if (times > 1000)
+            say(study, " (more than a thousand times less)");
+        else if (times >= 2)
+            say(study, " (%s times less)", nib_text_of_number(larger_number, times));
     }
     say(study, ".\n");
     const uint32_t model = 1 + (uint32_t)study->cliff, n = study->n_prompts * study->n_tries;
@@ -173,7 +176,9 @@ static void say_cliff(nib_study *study, const uint32_t *order) {
             "Talking to it shows the same: %u of its %u answers ran in circles or came out empty (original: %u).\n",
             broken, n, before);
     else if (2 * same < n)
-        say(study, "Talking to it shows the same: %u of its %u answers are what the original says.\n", same, n);
+        /* %.0u prints nothing for 0 */
+        say(study, "Talking to it shows the same: %s%.0u of its %u answers %s what the original says.\n",
+            same == 0 ? "none" : "", same, n, same <= 1 ? "is" : "are");
     if (over->has_choice && answers_worse(over))
         say(study, "It shows in the questions too: %s right instead of %s.\n",
             nib_text_of_percent(percent, over->accuracy), nib_text_of_percent(number, study->eval.reference.accuracy));
@@ -197,8 +202,12 @@ static void say_recommended(nib_study *study, const uint32_t *order) {
     if (use->has_choice)
         say(study, " and answers %s of the questions right (original: %s)", nib_text_of_percent(number, use->accuracy),
             nib_text_of_percent(percent, reference->accuracy));
-    say(study, "; perplexity goes from %s to %s.\n", nib_text_of_number(small, reference->ppl),
-        nib_text_of_number(large, use->ppl));
+    nib_text_of_number(small, reference->ppl);
+    nib_text_of_number(large, use->ppl);
+    if (strcmp(small, large) == 0)
+        say(study, "; perplexity stays at %s.\n", small);
+    else
+        say(study, "; perplexity goes from %s to %s.\n", small, large);
 
     say(study, "It saves: %s become %s, %.1f times smaller", nib_text_of_bytes(large, (double)reference->bytes),
         nib_text_of_bytes(small, (double)use->bytes), (double)reference->bytes / fmax((double)use->bytes, 1));

@@ -3,7 +3,7 @@
 command -v python3 >/dev/null || skip_all "python3 runs the files and measures the memory"
 [ -f "$shared/data/badinput/gguf_expect.tsv" ] || skip_all "the hostile files are not there"
 grep -q __asan_init "$nibble" && export NIBBLE_SLACK_MB=1024
-last='hostile files'
+last='hostile files' checks=1
 python3 - "$nibble" "$shared/data/badinput" "$work" <<'PY' || fail "see above"
 import csv, os, subprocess, sys, threading
 

@@ -103,7 +103,7 @@ sleep 2; kill -TERM $pid; wait $pid; equals $? 130 'exit code of an interrupted 
 [ -z "$(find "$work" -name 'nibble-study*')" ] || fail "an interrupted study left $(find "$work" -name 'nibble-study*' | head -1)"
 
 # --- a terminal ---
-if command -v script >/dev/null; then
+if script -qec true /dev/null </dev/null >/dev/null 2>&1; then
   echo 1 2 3 >"$work/ids"
   last='logits on a terminal'
   script -qec "'$nibble' logits demo --ids '$work/ids'" /dev/null </dev/null >"$out" 2>&1
@@ -113,6 +113,6 @@ if command -v script >/dev/null; then
   script -qec "TERM=xterm NO_COLOR=1 '$nibble' formats q4_k" /dev/null </dev/null >"$out" 2>&1
   grep -q $'\033\\[1m' "$out" && fail "colours in spite of NO_COLOR"
 else
-  skip "no script(1): terminals are not tested"
+  skip "no script(1) or no pseudo-terminals: terminals are not tested"
 fi
 finish

@@ -134,13 +134,6 @@ static bool read_row(FILE *file, row *out) {
     return true;
 }
 
-/* Files that need an importance matrix or options are not what this quantizer writes. */
-static const nib_recipe *recipe_of_row(const row *r) {
-    nib_error error = {0};
-    if (strcmp(r->imatrix, "no") != 0 || strcmp(r->options, "-") != 0) return NULL;
-    return nib_recipe_find(r->ftype, &error);
-}
-
 static bool same_file(const row *a, const row *b) {
     return !strcmp(a->ftype, b->ftype) && !strcmp(a->mode, b->mode) && !strcmp(a->imatrix, b->imatrix) &&
            !strcmp(a->options, b->options);
@@ -161,27 +154,61 @@ static void compare_tensor(const nib_tensor *tensor, const row *r) {
                  tensor->name, ne, type);
 }
 
-/* Quantizes as the row says and returns the open output; NULL if the quantizer refuses. */
-static nib_gguf *make_file_of_row(const row *r, const nib_recipe *recipe, const nib_gguf *source) {
+/* Whether every format of the file can be written. */
+static bool can_write(const nib_gguf *source, const nib_quantize_params *params) {
+    const uint64_t n = nib_gguf_n_tensors(source);
+    nib_choice_of_format *choices = nib_alloc(n, sizeof *choices);
+    bool can = true;
+    assert_non_null(choices);
+    if (nib_recipe_choose(params, source, choices, NULL) == NIB_OK)
+        for (uint64_t i = 0; i < n; i++) can &= choices[i].copied || nib_format_facts_of(choices[i].format)->can_encode;
+    free(choices);
+    return can;
+}
+
+/* Quantizes as the row says and returns the open output; NULL if the quantizer refuses.
+ * *tried: whether it was asked to. */
+static nib_gguf *make_file_of_row(const row *r, const nib_gguf *source, const nib_imatrix *imatrix, bool *tried) {
     nib_gguf *gguf = NULL;
+    nib_overrides *overrides;
     nib_error error = {0};
-    const nib_quantize_params params = {
-        .recipe = recipe, .pure = !strcmp(r->mode, "pure"), .force = true, .no_sync = true, .no_provenance = true};
-    if (quantize(source, in_folder("row.gguf"), &params, &error) != NIB_OK) return NULL;
-    if (nib_gguf_open(in_folder("row.gguf"), &gguf, &error) != NIB_OK) fail_msg("%s", error.message);
+    char embedding[16], output[16];
+    assert_int_equal(nib_overrides_new(&overrides, &error), NIB_OK);
+    if (sscanf(r->options, "--token-embedding-type %15s --output-tensor-type %15s", embedding, output) == 2) {
+        assert_int_equal(nib_overrides_set_embedding(overrides, embedding, &error), NIB_OK);
+        assert_int_equal(nib_overrides_set_output(overrides, output, &error), NIB_OK);
+    } else {
+        assert_string_equal(r->options, "-");
+    }
+    const nib_quantize_params params = {.recipe = recipe_of(r->ftype),
+                                        .pure = !strcmp(r->mode, "pure"),
+                                        .imatrix = strcmp(r->imatrix, "yes") ? NULL : imatrix,
+                                        .overrides = overrides,
+                                        .force = true,
+                                        .no_sync = true,
+                                        .no_provenance = true};
+    *tried = can_write(source, &params);
+    if (*tried && quantize(source, in_folder("row.gguf"), &params, &error) == NIB_OK &&
+        nib_gguf_open(in_folder("row.gguf"), &gguf, &error) != NIB_OK)
+        fail_msg("%s", error.message);
+    nib_overrides_free(overrides);
     return gguf;
 }
 
 /* Returns the number of tensors compared. */
 static size_t compare_table(const char *shared, const char *name) {
     char path[1024];
+    const int n_model = (int)(strchr(name, '.') - name);
     snprintf(path, sizeof path, "%s/fixtures/quant/%s", shared, name);
     FILE *table = fopen(path, "r");
     assert_non_null(table);
-    snprintf(path, sizeof path, "%s/fixtures/gguf/%.*s.gguf", shared, (int)(strchr(name, '.') - name), name);
+    snprintf(path, sizeof path, "%s/fixtures/gguf/%.*s.gguf", shared, n_model, name);
     nib_gguf *source, *made = NULL;
+    nib_imatrix *imatrix;
     nib_error error = {0};
     assert_int_equal(nib_gguf_open(path, &source, &error), NIB_OK);
+    snprintf(path, sizeof path, "%s/fixtures/quant/%.*s.imatrix.gguf", shared, n_model, name);
+    assert_int_equal(nib_imatrix_open(path, NULL, &imatrix, &error), NIB_OK);
     row r, group = {0};
     size_t n_tensors = 0, n_compared = 0;
     bool wanted = false;
@@ -190,12 +217,9 @@ static size_t compare_table(const char *shared, const char *name) {
         if (!same_file(&r, &group)) {
             if (wanted && made) assert_int_equal(n_tensors, nib_gguf_n_tensors(made));
             nib_gguf_close(made);
-            made = NULL;
             group = r;
             n_tensors = 0;
-            const nib_recipe *recipe = recipe_of_row(&r);
-            wanted = recipe != NULL;
-            if (wanted) made = make_file_of_row(&r, recipe, source);
+            made = make_file_of_row(&r, source, imatrix, &wanted);
             const bool refused = !strcmp(r.tensor, "REFUSED");
             if (wanted && refused != (made == NULL))
                 fail_msg("%s %s: %s", name, r.ftype, refused ? "should be refused" : "was refused");
@@ -207,6 +231,7 @@ static size_t compare_table(const char *shared, const char *name) {
     }
     nib_gguf_close(made);
     nib_gguf_close(source);
+    nib_imatrix_free(imatrix);
     fclose(table);
     return n_compared;
 }

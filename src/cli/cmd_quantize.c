@@ -15,6 +15,8 @@ typedef struct job {
     char *paths[MOST_FORMATS];
     unsigned n;
     nib_quantize_params params;
+    nib_imatrix *imatrix;
+    nib_overrides *overrides;
 } job;
 
 /* ---- Names ------------------------------------------------------------------------------------------------------------- */
@@ -76,18 +78,49 @@ static nib_status read_recipes(job *j, nib_error *error) {
     return nib_cli_parse_recipes(list, j->recipes, MOST_FORMATS, &j->n, error);
 }
 
+/* ---- What goes with the formats ------------------------------------------------------------------------------------------- */
+
+static nib_status read_overrides(job *j, nib_error *error) {
+    const nib_option_value *tensors = nib_cli_value(j->cli, "tensor"), *roles = nib_cli_value(j->cli, "role");
+    const char *output = nib_cli_text(j->cli, "output-type"), *embedding = nib_cli_text(j->cli, "embedding-type");
+    const char *file = nib_cli_text(j->cli, "recipe");
+    nib_status status = nib_overrides_new(&j->overrides, error);
+    for (unsigned i = 0; i < tensors->n_all && !status; i++)
+        status = nib_overrides_add_tensor(j->overrides, tensors->all[i], error);
+    for (unsigned i = 0; i < roles->n_all && !status; i++)
+        status = nib_overrides_add_role(j->overrides, roles->all[i], error);
+    if (!status && file) status = nib_overrides_add_file(j->overrides, file, error);
+    if (!status && output) status = nib_overrides_set_output(j->overrides, output, error);
+    if (!status && embedding) status = nib_overrides_set_embedding(j->overrides, embedding, error);
+    j->params.overrides = j->overrides;
+    return status;
+}
+
+static nib_status read_imatrix(job *j, nib_error *error) {
+    const char *path = nib_cli_text(j->cli, "imatrix");
+    if (!path) return NIB_OK;
+    nib_status status = nib_imatrix_open(path, &j->cli->watch, &j->imatrix, error);
+    j->params.imatrix = j->imatrix;
+    return status;
+}
+
 /* ---- Dry run -------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t bytes_of(const nib_choice_of_format *c) {
+    uint64_t rows = c->tensor->ne[0] ? c->tensor->n_elements / c->tensor->ne[0] : 0;
+    return rows * nib_format_row_bytes(c->format, (size_t)c->tensor->ne[0]);
+}
 
 static void json_choices(nib_json *json, const nib_choice_of_format *choices, uint64_t n) {
     nib_json_begin_array(json, "tensors");
     for (uint64_t i = 0; i < n; i++) {
         const nib_choice_of_format *c = &choices[i];
-        uint64_t rows = c->tensor->ne[0] ? c->tensor->n_elements / c->tensor->ne[0] : 0;
         nib_json_begin_object(json, NULL);
         nib_json_string(json, "name", c->tensor->name);
         nib_json_string(json, "from", nib_format_facts_of(c->tensor->format)->name);
         nib_json_string(json, "to", nib_format_facts_of(c->format)->name);
-        nib_json_uint(json, "bytes", rows * nib_format_row_bytes(c->format, (size_t)c->tensor->ne[0]));
+        nib_json_string(json, "role", nib_tensor_role(c->tensor->name, NULL));
+        nib_json_uint(json, "bytes", bytes_of(c));
         if (c->fallback[0])
             nib_json_string(json, "fallback", c->fallback);
         else
@@ -97,55 +130,82 @@ static void json_choices(nib_json *json, const nib_choice_of_format *choices, ui
     nib_json_end_array(json);
 }
 
-typedef struct sum_of_format {
+/* Tensors of one role that get one format. */
+typedef struct sum_of_role {
+    const char *role;
     const nib_format *format;
     uint64_t n_tensors, n_elements, n_bytes;
-} sum_of_format;
+} sum_of_role;
 
-static void print_choices(const nib_choice_of_format *choices, uint64_t n, uint64_t bytes_in, uint64_t bytes_out,
-                          const char *path, bool verbose) {
-    sum_of_format sums[64];
-    unsigned n_sums = 0, n_fallbacks = 0;
+static void print_every_choice(const nib_choice_of_format *choices, uint64_t n) {
     nib_table table;
-    printf("%s%s%s  %s -> %s\n", nib_console_bold(), path, nib_console_plain(), nib_show_bytes(bytes_in).s,
-           nib_show_bytes(bytes_out).s);
-    nib_table_init(&table, verbose ? "llrl" : "lrrr",
-                   verbose ? "tensor|to|bytes|why" : "format|tensors|parameters|size");
+    nib_table_init(&table, "llrl", "tensor|to|bytes|why");
     for (uint64_t i = 0; i < n; i++) {
-        const nib_choice_of_format *c = &choices[i];
-        uint64_t rows = c->tensor->ne[0] ? c->tensor->n_elements / c->tensor->ne[0] : 0;
-        uint64_t n_bytes = rows * nib_format_row_bytes(c->format, (size_t)c->tensor->ne[0]);
-        unsigned s = 0;
-        n_fallbacks += c->fallback[0] != 0;
-        if (verbose) {
-            nib_table_add(&table, "%s", c->tensor->name);
-            nib_table_add(&table, "%s", nib_format_facts_of(c->format)->name);
-            nib_table_add(&table, "%llu", (unsigned long long)n_bytes);
-            nib_table_add(&table, "%s", c->fallback);
-        }
-        while (s < n_sums && sums[s].format != c->format) s++;
-        if (s == 64) continue;
-        if (s == n_sums) sums[n_sums++] = (sum_of_format){.format = c->format};
-        sums[s].n_tensors++;
-        sums[s].n_elements += c->tensor->n_elements;
-        sums[s].n_bytes += n_bytes;
-    }
-    for (unsigned s = 0; s < n_sums && !verbose; s++) {
-        nib_table_add(&table, "%s", nib_format_facts_of(sums[s].format)->name);
-        nib_table_add(&table, "%llu", (unsigned long long)sums[s].n_tensors);
-        nib_table_add(&table, "%s", nib_show_count(sums[s].n_elements).s);
-        nib_table_add(&table, "%s", nib_show_bytes(sums[s].n_bytes).s);
+        nib_table_add(&table, "%s", choices[i].tensor->name);
+        nib_table_add(&table, "%s", nib_format_facts_of(choices[i].format)->name);
+        nib_table_add(&table, "%llu", (unsigned long long)bytes_of(&choices[i]));
+        nib_table_add(&table, "%s", choices[i].fallback);
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
-    if (n_fallbacks && !verbose) printf("%u tensors take another format than asked: -v says why\n", n_fallbacks);
+}
+
+/* Roles in the order of the file's tensors, a role's formats one after the other. */
+static unsigned sum_up(const nib_choice_of_format *choices, uint64_t n, sum_of_role *sums, unsigned most) {
+    unsigned n_sums = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        const char *role = nib_tensor_role(choices[i].tensor->name, NULL);
+        unsigned s = 0, after = n_sums;
+        for (; s < n_sums; s++) {
+            if (strcmp(sums[s].role, role) != 0) continue;
+            if (sums[s].format == choices[i].format) break;
+            after = s + 1;
+        }
+        if (s == n_sums) {
+            if (n_sums == most) continue;
+            memmove(sums + after + 1, sums + after, (n_sums - after) * sizeof *sums);
+            sums[after] = (sum_of_role){.role = role, .format = choices[i].format};
+            n_sums++;
+            s = after;
+        }
+        sums[s].n_tensors++;
+        sums[s].n_elements += choices[i].tensor->n_elements;
+        sums[s].n_bytes += bytes_of(&choices[i]);
+    }
+    return n_sums;
+}
+
+static void print_choices(const nib_choice_of_format *choices, uint64_t n, uint64_t bytes_in, uint64_t bytes_out,
+                          const char *path, bool verbose) {
+    sum_of_role sums[128];
+    unsigned n_fallbacks = 0;
+    nib_table table;
+    printf("%s%s%s  %s -> %s\n", nib_console_bold(), path, nib_console_plain(), nib_show_bytes(bytes_in).s,
+           nib_show_bytes(bytes_out).s);
+    if (verbose) {
+        print_every_choice(choices, n);
+        return;
+    }
+    unsigned n_sums = sum_up(choices, n, sums, sizeof sums / sizeof *sums);
+    nib_table_init(&table, "llrrr", "role|format|tensors|parameters|bytes");
+    for (unsigned s = 0; s < n_sums; s++) {
+        nib_table_add(&table, "%s", s && !strcmp(sums[s].role, sums[s - 1].role) ? "" : sums[s].role);
+        nib_table_add(&table, "%s", nib_format_facts_of(sums[s].format)->name);
+        nib_table_add(&table, "%llu", (unsigned long long)sums[s].n_tensors);
+        nib_table_add(&table, "%s", nib_show_count(sums[s].n_elements).s);
+        nib_table_add(&table, "%llu", (unsigned long long)sums[s].n_bytes);
+    }
+    nib_table_print(&table, stdout);
+    nib_table_fini(&table);
+    for (uint64_t i = 0; i < n; i++) n_fallbacks += choices[i].fallback[0] != 0;
+    if (n_fallbacks) printf("%u tensors take another format than asked: -v says why\n", n_fallbacks);
 }
 
 static nib_status dry_run(job *j, nib_json *json, unsigned i, nib_error *error) {
     uint64_t n = nib_gguf_n_tensors(j->gguf), bytes_out = 0;
     nib_choice_of_format *choices = calloc(n ? n : 1, sizeof *choices);
     if (!choices) return nib_cli_no_memory(error);
-    nib_status status = nib_recipe_choose(j->recipes[i], j->params.pure, j->gguf, choices, error);
+    nib_status status = nib_recipe_choose(&j->params, j->gguf, choices, error);
     if (!status) status = nib_quantize_plan(j->gguf, &j->params, &bytes_out, error);
     if (!status && json) {
         nib_json_bool(json, "dry_run", true);
@@ -271,6 +331,8 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     j.params.split_bytes = (uint64_t)nib_cli_number(cli, "split-size");
     nib_status status = read_recipes(&j, error);
     if (!status) status = choose_paths(&j, error);
+    if (!status) status = read_overrides(&j, error);
+    if (!status) status = read_imatrix(&j, error);
     if (!status) status = nib_cli_open_gguf(cli->args.words[0], &j.gguf, error);
     if (!status && !dry && output && is_folder(output)) status = make_folder(output, error);
     if (!status && cli->json && !(json = nib_cli_json_begin(cli, "quantize", error))) status = NIB_ERR_MEMORY;
@@ -284,6 +346,8 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     }
     nib_json_free(json);
     nib_gguf_close(j.gguf);
+    nib_imatrix_free(j.imatrix);
+    nib_overrides_free(j.overrides);
     for (unsigned i = 0; i < j.n; i++) free(j.paths[i]);
     return status;
 }
@@ -295,6 +359,30 @@ static const nib_option options[] = {
      .about = "the format or mix to make (nibble formats)",
      .more = "Names mean what they mean to llama-quantize: q4_k is q4_k_m, a mix of formats."},
     {.name = "pure", .kind = NIB_OPTION_SWITCH, .about = "one format for every matrix that can hold it, no mix"},
+    {.name = "imatrix",
+     .kind = NIB_OPTION_TEXT,
+     .value = "FILE",
+     .about = "importance matrix: which columns matter most",
+     .more = "Made by llama-imatrix, as GGUF or .dat. Some formats of 3 bits and less cannot do without."},
+    {.name = "tensor",
+     .kind = NIB_OPTION_TEXT,
+     .value = "REGEX=FORMAT",
+     .repeats = true,
+     .about = "another format for tensors whose name fits",
+     .more = "A plain format, not a mix. May be given several times; the first that fits counts, before --role."},
+    {.name = "role",
+     .kind = NIB_OPTION_TEXT,
+     .value = "ROLE=FORMAT",
+     .repeats = true,
+     .about = "another format for a role (nibble inspect shows them)"},
+    {.name = "output-type", .kind = NIB_OPTION_TEXT, .value = "FORMAT", .about = "format of the output matrix"},
+    {.name = "embedding-type", .kind = NIB_OPTION_TEXT, .value = "FORMAT", .about = "format of the token embedding"},
+    {.name = "recipe",
+     .kind = NIB_OPTION_TEXT,
+     .value = "FILE",
+     .about = "file of REGEX=FORMAT and role:ROLE=FORMAT rules",
+     .more = "Separated by white space, # begins a comment; used after --tensor and --role of the command line.\n"
+             "llama-quantize's tensor-type files are such files."},
     {.name = "resume",
      .kind = NIB_OPTION_SWITCH,
      .about = "go on where an earlier run of this command was stopped",
@@ -322,9 +410,10 @@ const nib_command nib_command_quantize = {
     .about = "make a model file smaller",
     .more = "The file appears under its name only when complete. Without -o it is called MODEL-FORMAT.gguf.\n"
             "The bytes do not depend on the processor or the number of threads.",
-    .examples =
-        "nibble quantize model.gguf --to q4_k\nnibble quantize demo --to q8_0 -o small.gguf\n"
-        "nibble quantize model.gguf --to q8_0,q4_k,q2_k -o out/\nnibble quantize model.gguf --to q4_0 --pure --dry-run",
+    .examples = "nibble quantize model.gguf --to q4_k\nnibble quantize demo --to q8_0 -o small.gguf\n"
+                "nibble quantize model.gguf --to q8_0,q4_k,q2_k -o out/\nnibble quantize model.gguf --to q4_0 --pure "
+                "--dry-run\n"
+                "nibble quantize model.gguf --to q3_k_m --imatrix imatrix.gguf --tensor attn_v=q6_k",
     .output = "file to write; a folder for several formats",
     .options = options,
     .min_words = 1,

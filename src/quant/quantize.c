@@ -16,7 +16,6 @@
 #include "base/progress.h"
 #include "cpu/pool.h"
 #include "quant/pipeline.h"
-#include "quant/recipe.h"
 #include "quant/target.h"
 
 #include <inttypes.h>
@@ -29,147 +28,6 @@
 #define BATCH_OUT_BYTES         (4u << 20)
 #define BATCH_PIECES            4096u
 #define PIECE_WEIGHTS_PER_CLAIM 16384u
-#define MOST_FILES              999u /* of one output: all are open at once */
-
-/* ---- What will be written ------------------------------------------------------------------------------------------ */
-
-/* Metadata that is written anew, or that describes how the input was stored and not what it is. */
-static bool is_left_out(nib_text key) {
-    static const char *const keys[] = {
-        "general.quantization_version", "general.file_type", "general.alignment", "split.no",    "split.count",
-        "split.tensors.count",          "nibble.version",    "nibble.recipe",     "nibble.pure", "nibble.grid.version",
-        "nibble.tensor_xxh3",
-    };
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        if (key.n_bytes == strlen(keys[i]) && memcmp(key.data, keys[i], key.n_bytes) == 0) return true;
-    return false;
-}
-
-/* The order is llama-quantize's: the input's pairs, then the two that say how it is quantized; ours come last. */
-static void put_metadata(nib_layout *l, nib_gguf_head *head, const nib_gguf *gguf, const nib_quantize_params *params) {
-    for (uint64_t i = 0; i < nib_gguf_n_kv(gguf); i++) {
-        const nib_gguf_kv *kv = nib_gguf_kv_at(gguf, i);
-        if (!is_left_out(kv->key)) nib_gguf_head_copy(head, kv);
-    }
-    nib_gguf_head_u32(head, "general.quantization_version", 2);
-    const uint32_t file_type = nib_recipe_file_type(params->recipe);
-    if (file_type != UINT32_MAX) nib_gguf_head_u32(head, "general.file_type", file_type);
-    for (size_t i = 0; i < l->n; i++) {
-        if (!nib_format_facts_of(l->choices[i].format)->is_nibbles_own) continue;
-        nib_gguf_head_u32(head, "nibble.grid.version", 1);
-        break;
-    }
-    if (params->no_provenance) return;
-    nib_gguf_head_text(head, "nibble.version", nib_version());
-    nib_gguf_head_text(head, "nibble.recipe", nib_recipe_name(params->recipe));
-    nib_gguf_head_bool(head, "nibble.pure", params->pure);
-    if (l->n) l->hashes_at = nib_gguf_head_u64_array(head, "nibble.tensor_xxh3", l->n);
-}
-
-static nib_status size_of_tensor(const nib_gguf *gguf, const nib_choice_of_format *choice, uint64_t *n_bytes,
-                                 nib_error *error) {
-    const nib_format_facts *facts = nib_format_facts_of(choice->format);
-    const nib_tensor *tensor = choice->tensor;
-    if (tensor->ne[0] % facts->block != 0 || NIB_PIECE_COLUMNS % facts->block != 0)
-        return nib_fail_at(error, NIB_ERR_BUG, nib_gguf_path(gguf), -1, tensor->name,
-                           "rows of %" PRIu64 " were given the format %s", tensor->ne[0], facts->name);
-    if (!nib_mul_u64(tensor->n_elements / facts->block, facts->bytes, n_bytes) || *n_bytes > INT64_MAX)
-        return nib_fail_at(error, NIB_ERR_CORRUPT, nib_gguf_path(gguf), -1, tensor->name,
-                           "tensor %s would be larger than any file", tensor->name);
-    return NIB_OK;
-}
-
-/* Decides where every tensor goes: offsets count from the start of the data here, since heads are not made yet. */
-static nib_status place_tensors(const nib_gguf *gguf, const nib_quantize_params *params, nib_layout *l,
-                                nib_error *error) {
-    uint64_t offset = 0, total = 0;
-    uint32_t part = 0;
-    for (size_t i = 0; i < l->n; i++) {
-        const nib_tensor *tensor = l->choices[i].tensor;
-        uint64_t n_bytes = 0;
-        NIB_TRY(size_of_tensor(gguf, &l->choices[i], &n_bytes, error));
-        const uint64_t padded = nib_round_up(n_bytes, NIB_GGUF_ALIGNMENT);
-        if (!nib_add_u64(total, padded, &total) || total > (uint64_t)INT64_MAX / 2)
-            return nib_fail_at(error, NIB_ERR_CORRUPT, nib_gguf_path(gguf), -1, tensor->name,
-                               "the tensors up to %s would be larger than any file", tensor->name);
-        if (params->split_bytes && offset && offset + padded > params->split_bytes) {
-            part++;
-            offset = 0;
-        }
-        l->places[i] = (nib_place){.part = part, .offset = offset, .n_bytes = n_bytes};
-        offset += padded;
-    }
-    l->n_parts = (size_t)part + 1;
-    if (l->n_parts <= MOST_FILES) return NIB_OK;
-    nib_fail(error, NIB_ERR_USAGE, "the output would be split into %zu files, more than %u", l->n_parts, MOST_FILES);
-    return nib_hint(error, NIB_ERR_USAGE, "split it into larger files");
-}
-
-/* "model.gguf" -> "model-00001-of-00003.gguf" */
-static char *name_of_part(const char *path_out, size_t part, size_t n_parts) {
-    nib_string text = {0};
-    size_t n = strlen(path_out);
-    if (n_parts == 1) return nib_strdup(path_out);
-    if (n >= 5 && strcmp(path_out + n - 5, ".gguf") == 0) n -= 5;
-    nib_string_addf(&text, "%.*s-%05zu-of-%05zu.gguf", (int)n, path_out, part + 1, n_parts);
-    if (text.failed) nib_string_fini(&text);
-    return text.data;
-}
-
-static nib_status make_part(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params,
-                            nib_layout *l, uint32_t index, nib_error *error) {
-    nib_part *part = &l->parts[index];
-    uint64_t n_payload = 0;
-    part->path = name_of_part(path_out, index, l->n_parts);
-    if (!part->path) return nib_fail_memory(error, strlen(path_out) + 20);
-    nib_gguf_head_begin(&part->head);
-    if (index == 0) put_metadata(l, &part->head, gguf, params);
-    if (l->n_parts > 1) {
-        nib_gguf_head_u16(&part->head, "split.no", (uint16_t)index);
-        nib_gguf_head_u16(&part->head, "split.count", (uint16_t)l->n_parts);
-        nib_gguf_head_i32(&part->head, "split.tensors.count", (int32_t)l->n);
-    }
-    for (size_t i = 0; i < l->n; i++) {
-        if (l->places[i].part != index) continue;
-        const nib_tensor *tensor = l->choices[i].tensor;
-        nib_gguf_head_tensor(&part->head, tensor->name, l->choices[i].format, tensor->ne, l->places[i].offset);
-        n_payload = nib_round_up(l->places[i].offset + l->places[i].n_bytes, NIB_GGUF_ALIGNMENT);
-    }
-    NIB_TRY(nib_gguf_head_end(&part->head, NIB_GGUF_ALIGNMENT, error));
-    for (size_t i = 0; i < l->n; i++)
-        if (l->places[i].part == index) l->places[i].offset += part->head.text.n_bytes;
-    part->n_bytes = part->head.text.n_bytes + n_payload;
-    l->n_bytes += part->n_bytes;
-    return NIB_OK;
-}
-
-/* What it leaves on failure is freed with the target. */
-static nib_status make_layout(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params,
-                              nib_layout *l, nib_error *error) {
-    *l = (nib_layout){.n = (size_t)nib_gguf_n_tensors(gguf)};
-    l->choices = nib_alloc(l->n, sizeof *l->choices);
-    l->places = nib_alloc(l->n, sizeof *l->places);
-    if (!l->choices || !l->places) return nib_fail_memory(error, l->n * (sizeof *l->choices + sizeof *l->places));
-    NIB_TRY(nib_recipe_choose(params->recipe, params->pure, gguf, l->choices, error));
-    NIB_TRY(place_tensors(gguf, params, l, error));
-    l->parts = nib_alloc(l->n_parts, sizeof *l->parts);
-    if (!l->parts) {
-        const uint64_t n_bytes = l->n_parts * sizeof *l->parts;
-        l->n_parts = 0;
-        return nib_fail_memory(error, n_bytes);
-    }
-    for (uint32_t p = 0; p < l->n_parts; p++) NIB_TRY(make_part(gguf, path_out, params, l, p, error));
-    return NIB_OK;
-}
-
-nib_status nib_quantize_plan(const nib_gguf *gguf, const nib_quantize_params *params, uint64_t *n_bytes,
-                             nib_error *error) {
-    nib_target target = {0};
-    const nib_status status = make_layout(gguf, "", params, &target.layout, error);
-    if (status == NIB_OK) *n_bytes = target.layout.n_bytes;
-    nib_target_fini(&target, false);
-    return status;
-}
 
 /* ---- One piece ----------------------------------------------------------------------------------------------------- */
 
@@ -254,7 +112,11 @@ static void measure_piece(const float *weights, const float *decoded, size_t n, 
 static void encode_piece(const nib_choice_of_format *choice, bool measure, const nib_piece *piece, const float *weights,
                          uint8_t *out, float *scratch, piece_result *result) {
     *result = (piece_result){0};
-    result->found.verdict = nib_format_encode(choice->format, out, weights, piece->n, NULL);
+    /* each matrix of a stack (of experts) has importance of its own */
+    const uint64_t matrix = piece->row / choice->tensor->ne[1] % choice->tensor->ne[2];
+    const float *importance =
+        choice->importance ? choice->importance + matrix * choice->tensor->ne[0] + piece->column : NULL;
+    result->found.verdict = nib_format_encode(choice->format, out, weights, piece->n, importance);
     if (result->found.verdict != NIB_VERDICT_OK || !measure) return;
     nib_format_decode(choice->format, scratch, out, piece->n);
     measure_piece(weights, scratch, piece->n, result);
@@ -455,6 +317,20 @@ static nib_status describe(const nib_gguf *gguf, const nib_quantize_params *para
                     nib_recipe_name(params->recipe), params->pure, !params->no_provenance, params->split_bytes,
                     params->measure_error);
     XXH3_64bits_reset(state);
+    for (size_t i = 0; i < l->n; i++) {
+        const nib_tensor *tensor = l->choices[i].tensor;
+        if (l->choices[i].importance)
+            XXH3_64bits_update(state, l->choices[i].importance,
+                               (size_t)(tensor->ne[0] * tensor->ne[2]) * sizeof *l->choices[i].importance);
+    }
+    nib_string_addf(fields, "imatrix %016" PRIx64 "\n", (uint64_t)XXH3_64bits_digest(state));
+    XXH3_64bits_reset(state);
+    for (size_t i = 0; i < l->n; i++) {
+        const char *name = nib_format_facts_of(l->choices[i].format)->name;
+        XXH3_64bits_update(state, name, strlen(name) + 1);
+    }
+    nib_string_addf(fields, "formats %016" PRIx64 "\n", (uint64_t)XXH3_64bits_digest(state));
+    XXH3_64bits_reset(state);
     for (size_t p = 0; p < l->n_parts; p++)
         XXH3_64bits_update(state, l->parts[p].head.text.data, l->parts[p].head.text.n_bytes);
     nib_string_addf(fields, "header %016" PRIx64 "\n", (uint64_t)XXH3_64bits_digest(state));
@@ -509,7 +385,7 @@ static nib_status plan_targets(run *r, const char *const paths_out[], nib_error 
                                      .force = params->force,
                                      .sync = !params->no_sync,
                                      .has_journal = !params->no_sync || params->resume};
-        NIB_TRY(make_layout(r->gguf, paths_out[t], params, &r->targets[t].layout, error));
+        NIB_TRY(nib_layout_make(r->gguf, paths_out[t], params, &r->targets[t].layout, error));
         NIB_TRY(describe(r->gguf, params, &r->targets[t], error));
     }
     NIB_TRY(check_names(r->gguf, r->targets, r->n_targets, error));
@@ -594,6 +470,8 @@ nib_status nib_quantize_many(const nib_gguf *gguf, size_t n, const char *const p
         outs[t] = (nib_quantized){.recipe = params[t].recipe, .pure = params[t].pure, .bytes_in = nib_gguf_bytes(gguf)};
         snprintf(outs[t].input, sizeof outs[t].input, "%s", nib_gguf_path(gguf));
         snprintf(outs[t].output, sizeof outs[t].output, "%s", paths_out[t]);
+        if (params[t].imatrix)
+            snprintf(outs[t].imatrix, sizeof outs[t].imatrix, "%s", nib_imatrix_facts_of(params[t].imatrix).path);
     }
     if (n == 0 || n > NIB_QUANTIZE_MOST)
         return nib_fail(error, NIB_ERR_USAGE, "%zu outputs at once; 1 to %u are possible", n, NIB_QUANTIZE_MOST);
@@ -611,6 +489,7 @@ nib_status nib_quantize_many(const nib_gguf *gguf, size_t n, const char *const p
     if (nib_gguf_trailing_bytes(gguf))
         nib_warn(watch, "%s: %" PRIu64 " bytes after the last tensor are left out", nib_gguf_path(gguf),
                  nib_gguf_trailing_bytes(gguf));
+    for (size_t t = 0; t < n; t++) nib_layout_warn(&r->targets[t].layout, &params[t], watch);
     for (size_t t = 0; t < n; t++) NIB_TRY_GOTO(begin_report(r, t, &outs[t], error));
     NIB_TRY_GOTO(take_room(r, error));
     NIB_TRY_GOTO(write_targets(r, watch, error));
@@ -645,7 +524,10 @@ void nib_quantized_write_json(const nib_quantized *quantized, nib_json *json) {
     nib_json_string(json, "format", nib_format_facts_of(nib_recipe_format(quantized->recipe))->name);
     nib_json_string(json, "recipe", nib_recipe_name(quantized->recipe));
     nib_json_bool(json, "pure", quantized->pure);
-    nib_json_null(json, "imatrix");
+    if (quantized->imatrix[0])
+        nib_json_string(json, "imatrix", quantized->imatrix);
+    else
+        nib_json_null(json, "imatrix");
     nib_json_uint(json, "n_tensors", quantized->n_tensors);
     nib_json_uint(json, "bytes_in", quantized->bytes_in);
     nib_json_uint(json, "bytes_out", quantized->bytes_out);

@@ -221,19 +221,15 @@ void nib_target_fini(nib_target *target, bool keep) {
     nib_layout *l = &target->layout;
     /* The journal goes first: the lock of the partial file protects it. */
     nib_journal_close(target->journal, keep);
-    for (size_t p = 0; p < l->n_parts; p++) {
+    for (size_t p = 0; l->parts && p < l->n_parts; p++) {
         nib_part *part = &l->parts[p];
         if (keep)
             nib_output_suspend(part->output);
         else
             nib_output_discard(part->output);
         nib_map_close(&part->finished);
-        nib_gguf_head_fini(&part->head);
-        free(part->path);
     }
-    free(l->parts);
-    free(l->places);
-    free(l->choices);
+    nib_layout_fini(l);
     nib_string_fini(&target->fields);
     free(target->entries);
     XXH3_freeState(target->whole);

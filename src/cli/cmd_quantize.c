@@ -213,6 +213,10 @@ static nib_status dry_run(job *j, nib_json *json, unsigned i, nib_error *error) 
         nib_json_string(json, "output", j->paths[i]);
         nib_json_string(json, "format", nib_format_facts_of(nib_recipe_format(j->recipes[i]))->name);
         nib_json_string(json, "recipe", nib_recipe_name(j->recipes[i]));
+        if (j->imatrix)
+            nib_json_string(json, "imatrix", nib_imatrix_facts_of(j->imatrix).path);
+        else
+            nib_json_null(json, "imatrix");
         nib_json_uint(json, "n_tensors", n);
         nib_json_uint(json, "bytes_in", nib_gguf_bytes(j->gguf));
         nib_json_uint(json, "bytes_out", bytes_out);

@@ -24,7 +24,7 @@ struct nib_output {
     bool renames;  /* false: a device, written directly */
     bool replaced; /* another run's partial file */
     char *path, *partial;
-    uint8_t *buffer;
+    uint8_t *buffer; /* (BUFFER_BYTES) NULL while nothing is buffered: there may be many outputs */
     size_t n_buffered;
 };
 
@@ -195,9 +195,8 @@ static nib_status open_output(const char *path, bool force, bool keep, const nib
     output->fd = -1;
     output->path = nib_strdup(path);
     output->partial = is_device ? nib_strdup(path) : join(path, ".partial");
-    output->buffer = malloc(BUFFER_BYTES);
-    if (!output->path || !output->partial || !output->buffer) {
-        status = nib_fail_memory(error, BUFFER_BYTES);
+    if (!output->path || !output->partial) {
+        status = nib_fail_memory(error, strlen(path) + 10);
         goto fail;
     }
     if (!is_device) NIB_TRY_GOTO(open_old(output, keep, error));
@@ -245,16 +244,25 @@ static nib_status write_all(nib_output *output, const uint8_t *data, size_t n_by
     return NIB_OK;
 }
 
-nib_status nib_output_flush(nib_output *output, nib_error *error) {
+static nib_status empty_buffer(nib_output *output, nib_error *error) {
     const size_t n_bytes = output->n_buffered;
     output->n_buffered = 0;
     return write_all(output, output->buffer, n_bytes, error);
 }
 
+nib_status nib_output_flush(nib_output *output, nib_error *error) {
+    const nib_status status = empty_buffer(output, error);
+    free(output->buffer);
+    output->buffer = NULL;
+    return status;
+}
+
 nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error) {
-    if (output->n_buffered + n_bytes > BUFFER_BYTES) NIB_TRY(nib_output_flush(output, error));
+    if (output->n_buffered + n_bytes > BUFFER_BYTES) NIB_TRY(empty_buffer(output, error));
     if (n_bytes >= BUFFER_BYTES) return write_all(output, data, n_bytes, error);
-    if (n_bytes) memcpy(output->buffer + output->n_buffered, data, n_bytes);
+    if (n_bytes == 0) return NIB_OK;
+    if (!output->buffer && !(output->buffer = malloc(BUFFER_BYTES))) return nib_fail_memory(error, BUFFER_BYTES);
+    memcpy(output->buffer + output->n_buffered, data, n_bytes);
     output->n_buffered += n_bytes;
     return NIB_OK;
 }

@@ -24,9 +24,10 @@
 #include <stdlib.h>
 
 /* Of one batch, of which NIB_PIPELINE_SLOTS are under way. */
-#define BATCH_IN_BYTES          (3u << 20)
+#define BATCH_IN_BYTES          (2u << 20)
 #define BATCH_OUT_BYTES         (4u << 20)
 #define BATCH_PIECES            4096u
+#define BATCH_WEIGHTS           (1u << 19) /* a second of the slowest encoder: interruptions are noticed after a batch */
 #define PIECE_WEIGHTS_PER_CLAIM 16384u
 
 /* ---- One piece ----------------------------------------------------------------------------------------------------- */
@@ -196,6 +197,7 @@ static size_t batch_length(const run *r, size_t index) {
         if (!choice_of(r, t, index)->copied) n_out += nib_format_row_bytes(choice_of(r, t, index)->format, columns);
     size_t n = BATCH_IN_BYTES / nib_format_row_bytes(tensor->format, columns);
     if (n > BATCH_OUT_BYTES / n_out) n = BATCH_OUT_BYTES / n_out;
+    if (n > BATCH_WEIGHTS / columns) n = BATCH_WEIGHTS / columns;
     return n < BATCH_PIECES ? n : BATCH_PIECES;
 }
 

@@ -152,7 +152,9 @@ nib_status nib_target_open(nib_target *target, const nib_watch *watch, nib_error
     if (!target->entries || !target->whole || !target->one || target->fields.failed)
         return nib_fail_memory(error, n * sizeof *target->entries);
     XXH3_128bits_reset(target->whole);
-    return target->resume ? resume(target, watch, error) : begin(target, watch, error);
+    NIB_TRY(target->resume ? resume(target, watch, error) : begin(target, watch, error));
+    target->is_open = true;
+    return NIB_OK;
 }
 
 /* ---- Tensor by tensor ---------------------------------------------------------------------------------------------- */
@@ -184,10 +186,10 @@ nib_status nib_target_end_tensor(nib_target *target, const nib_journal_entry *su
     entry->xxh3 = XXH3_64bits_digest(target->one);
     NIB_TRY(nib_output_write(output_of(target), zeros, (size_t)(end_of_place(place) - place->offset - place->n_bytes),
                              error));
-    if (target->journal) {
-        NIB_TRY(nib_output_flush(output_of(target), error)); /* before the journal claims it */
-        NIB_TRY(nib_journal_add(target->journal, entry, error));
-    }
+    /* Before the journal claims it; and no file keeps a buffer it is done with. */
+    const bool is_last_of_part = target->n_done + 1 == target->layout.n || place[1].part != place->part;
+    if (target->journal || is_last_of_part) NIB_TRY(nib_output_flush(output_of(target), error));
+    if (target->journal) NIB_TRY(nib_journal_add(target->journal, entry, error));
     target->n_done++;
     return NIB_OK;
 }
@@ -219,6 +221,7 @@ nib_status nib_target_commit(nib_target *target, nib_error *error) {
 
 void nib_target_fini(nib_target *target, bool keep) {
     nib_layout *l = &target->layout;
+    if (target->is_open && target->n_done == 0) keep = false; /* nothing worth keeping */
     /* The journal goes first: the lock of the partial file protects it. */
     nib_journal_close(target->journal, keep);
     for (size_t p = 0; l->parts && p < l->n_parts; p++) {

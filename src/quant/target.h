@@ -9,7 +9,7 @@ typedef struct nib_target {
     const char *path_out;
     nib_layout layout;
     nib_string fields; /* what the output depends on, for the journal */
-    bool resume, force, sync, has_journal;
+    bool resume, force, sync, has_journal, is_open;
 
     nib_journal *journal;       /* NULL without one */
     nib_journal_entry *entries; /* (n) the first n_done of them filled */

@@ -34,6 +34,7 @@ expect 0 quantize demo --to q4_k --dry-run --recipe rules --tensor attn_q=q8_0
 stdout 'attn_q +q8_0'; stdout 'attn_k +q6_k'; stdout 'ffn_down +q2_k'; stdout 'ffn_up +q4_k'
 expect 0 quantize demo --to q4_k --tensor nothing=q8_0 -o rule.gguf; stderr 'warning: no tensor fits nothing=q8_0'
 cmp -s rule.gguf plain.gguf || fail "a rule that fits no tensor changes something"
+expect 0 quantize demo --to q4_k --dry-run --role nothing=q8_0; stderr 'warning: no tensor fits nothing=q8_0'
 expect 2 quantize demo --to q4_k --dry-run --tensor '(=q8_0'; stderr 'not a regular expression'
 expect 2 quantize demo --to q4_k --dry-run --tensor attn; stderr 'REGEX=FORMAT'
 expect 2 quantize demo --to q4_k --dry-run --role ffn_up=q4_k_m; stderr 'no format named'

@@ -55,9 +55,11 @@ NIB_API nib_status nib_overrides_add_role(nib_overrides *overrides, const char *
 /* A file of rules separated by white space: REGEX=FORMAT or role:ROLE=FORMAT; # begins a comment. llama-quantize's
  * tensor-type files are such files. NIB_ERR_IO; NIB_ERR_CORRUPT: as NIB_ERR_USAGE above (file and offset). */
 NIB_API nib_status nib_overrides_add_file(nib_overrides *overrides, const char *path, nib_error *error);
-/* The format of the output matrix, and of the embedding (of both, if the embedding serves as output). */
+/* The format of the output matrix (or of the embedding in its place, where there is none), and of the embedding. */
 NIB_API nib_status nib_overrides_set_output(nib_overrides *overrides, const char *format, nib_error *error);
 NIB_API nib_status nib_overrides_set_embedding(nib_overrides *overrides, const char *format, nib_error *error);
+/* watch->warn hears of each rule that no tensor of the file fits. */
+NIB_API void nib_overrides_warn_unused(const nib_overrides *overrides, const nib_gguf *gguf, const nib_watch *watch);
 
 /* ---- Recipes ------------------------------------------------------------------------------------------------------- */
 

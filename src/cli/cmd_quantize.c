@@ -207,6 +207,7 @@ static nib_status dry_run(job *j, nib_json *json, unsigned i, nib_error *error) 
     if (!choices) return nib_cli_no_memory(error);
     nib_status status = nib_recipe_choose(&j->params, j->gguf, choices, error);
     if (!status) status = nib_quantize_plan(j->gguf, &j->params, &bytes_out, error);
+    if (!status) nib_overrides_warn_unused(j->params.overrides, j->gguf, &j->cli->watch);
     if (!status && json) {
         nib_json_bool(json, "dry_run", true);
         nib_json_string(json, "input", nib_gguf_path(j->gguf));

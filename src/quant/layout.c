@@ -1,7 +1,6 @@
 /* What an output of the quantizer will be, decided in full before its first byte: formats, metadata, files, offsets. */
 #include "quant/layout.h"
 
-#include "quant/overrides.h"
 #include "quant/recipe.h"
 
 #include <inttypes.h>
@@ -101,7 +100,7 @@ static nib_status check_choices(const nib_gguf *gguf, const nib_quantize_params 
         const nib_choice_of_format *choice = &l->choices[i];
         const nib_format_facts *facts = nib_format_facts_of(choice->format);
         if (choice->copied) continue;
-        if (!facts->can_encode) {
+        if (!facts->can_encode || facts->kind == NIB_CLASS_NONE) { /* of kind NONE: not for weights */
             nib_fail_at(error, NIB_ERR_UNSUPPORTED, nib_gguf_path(gguf), -1, choice->tensor->name,
                         "nibble does not write the format %s", facts->name);
             return nib_hint(error, NIB_ERR_UNSUPPORTED, "`nibble formats` lists the formats it writes");
@@ -220,7 +219,7 @@ nib_status nib_quantize_plan(const nib_gguf *gguf, const nib_quantize_params *pa
 
 /* ---- What is unusual about it -------------------------------------------------------------------------------------- */
 
-static void warn_about_importance(const nib_layout *l, const nib_imatrix *imatrix, const nib_watch *watch) {
+void nib_layout_warn(const nib_layout *l, const nib_imatrix *imatrix, const nib_watch *watch) {
     for (size_t i = 0; imatrix && i < l->n; i++) {
         const nib_tensor *tensor = l->choices[i].tensor;
         const float *values;
@@ -231,20 +230,4 @@ static void warn_about_importance(const nib_layout *l, const nib_imatrix *imatri
                  absent ? "the importance matrix has no such entry"
                         : "its entry in the importance matrix is for another shape");
     }
-}
-
-static void warn_about_overrides(const nib_layout *l, const nib_overrides *overrides, const nib_watch *watch) {
-    bool used = false;
-    const char *rule;
-    for (size_t r = 0; (rule = nib_overrides_rule(overrides, r, "", &used)); r++) {
-        used = false;
-        for (size_t i = 0; i < l->n && !used; i++)
-            (void)nib_overrides_rule(overrides, r, l->choices[i].tensor->name, &used);
-        if (!used) nib_warn(watch, "no tensor fits %s", rule);
-    }
-}
-
-void nib_layout_warn(const nib_layout *l, const nib_quantize_params *params, const nib_watch *watch) {
-    warn_about_importance(l, params->imatrix, watch);
-    warn_about_overrides(l, params->overrides, watch);
 }

@@ -163,7 +163,7 @@ const nib_format *nib_overrides_embedding(const nib_overrides *overrides) {
     return overrides ? overrides->embedding : NULL;
 }
 
-/* Matches one tensor's name. *fits: whether; false is returned without memory or past the limit of steps. */
+/* *out: whether the rule speaks of the tensor. */
 static nib_status fits(const nib_overrides *overrides, const rule *r, const char *name, bool *out, nib_error *error) {
     *out = false;
     if (r->role) {
@@ -197,8 +197,13 @@ nib_status nib_overrides_find(const nib_overrides *overrides, const char *name, 
     return NIB_OK;
 }
 
-const char *nib_overrides_rule(const nib_overrides *overrides, size_t index, const char *name, bool *used) {
-    if (!overrides || index >= overrides->n) return NULL;
-    if (fits(overrides, &overrides->rules[index], name, used, NULL) != NIB_OK) *used = true;
-    return overrides->rules[index].text;
+void nib_overrides_warn_unused(const nib_overrides *overrides, const nib_gguf *gguf, const nib_watch *watch) {
+    for (size_t r = 0; overrides && r < overrides->n; r++) {
+        bool used = false;
+        for (uint64_t i = 0; i < nib_gguf_n_tensors(gguf) && !used; i++) {
+            /* what cannot be matched was an error when formats were chosen */
+            if (fits(overrides, &overrides->rules[r], nib_gguf_tensor_at(gguf, i)->name, &used, NULL) != NIB_OK) return;
+        }
+        if (!used) nib_warn(watch, "no tensor fits %s", overrides->rules[r].text);
+    }
 }

@@ -10,7 +10,4 @@ const nib_format *nib_overrides_embedding(const nib_overrides *overrides);
 /* By the tensor rules, then the role rules. NIB_ERR_USAGE: an expression takes too long. */
 nib_status nib_overrides_find(const nib_overrides *overrides, const char *name, const nib_format **out,
                               nib_error *error);
-/* The index-th rule as it was written, NULL past the last; *used: the name of a tensor fits it. */
-const char *nib_overrides_rule(const nib_overrides *overrides, size_t index, const char *name, bool *used);
-
 #endif

@@ -491,7 +491,11 @@ nib_status nib_quantize_many(const nib_gguf *gguf, size_t n, const char *const p
     if (nib_gguf_trailing_bytes(gguf))
         nib_warn(watch, "%s: %" PRIu64 " bytes after the last tensor are left out", nib_gguf_path(gguf),
                  nib_gguf_trailing_bytes(gguf));
-    for (size_t t = 0; t < n; t++) nib_layout_warn(&r->targets[t].layout, &params[t], watch);
+    for (size_t t = 0; t < n; t++) {
+        nib_layout_warn(&r->targets[t].layout, params[t].imatrix, watch);
+        if (t == 0 || params[t].overrides != params[0].overrides)
+            nib_overrides_warn_unused(params[t].overrides, gguf, watch);
+    }
     for (size_t t = 0; t < n; t++) NIB_TRY_GOTO(begin_report(r, t, &outs[t], error));
     NIB_TRY_GOTO(take_room(r, error));
     NIB_TRY_GOTO(write_targets(r, watch, error));

@@ -37,6 +37,26 @@ if command -v jq >/dev/null; then
   expect 0 inspect plain.gguf --json; equals "$(field '[.metadata | keys[] | select(startswith("nibble."))] | length')" 0 "nibble's own metadata"
 fi
 
+# --- several at once, split, resumed ---
+expect 2 quantize demo --to q8_0,q8_0 -o twice/; stderr 'twice'
+expect 0 quantize demo --to q4_0 --split-size 1M -o cut.gguf; stdout 'cut-00001-of-0000[0-9].gguf and [0-9] more'; absent cut.gguf
+expect 0 quantize cut-00001-of-0000?.gguf --to q4_0 -o joined.gguf --no-provenance
+expect 0 quantize demo --to q4_0 -o straight.gguf --no-provenance
+cmp -s joined.gguf straight.gguf || fail "split and joined again it is another file"
+expect 2 inspect cut-00002-of-0000?.gguf; stderr 'the first'
+expect 2 quantize demo --to q4_0 -o straight.gguf --resume; stderr 'exists'; absent straight.gguf.journal
+"$nibble" quantize demo --to q3_k -o slow.gguf >/dev/null 2>&1 &
+sleep 0.1; kill -9 $! 2>/dev/null; wait $! 2>/dev/null
+if [ -f slow.gguf.journal ]; then
+  expect 2 quantize demo --to q4_k -o slow.gguf --resume; stderr 'another recipe'
+fi
+[ -f slow.gguf ] && [ ! -f slow.gguf.journal ] || expect 0 quantize demo --to q3_k -o slow.gguf --resume
+rm -f whole.gguf; expect 0 quantize demo --to q3_k -o whole.gguf
+cmp -s slow.gguf whole.gguf || fail "resumed it is another file"
+absent slow.gguf.partial; absent slow.gguf.journal
+"$nibble" quantize demo --to q3_k -o stopped.gguf >/dev/null 2>&1 &
+sleep 0.1; kill -INT $! 2>/dev/null; wait $! 2>/dev/null; absent stopped.gguf.partial; absent stopped.gguf.journal
+
 # --- eval ---
 expect 0 eval demo nibble-demo-q4_0.gguf out/nibble-demo-q2_k.gguf --chunks 3 --json -o result.json; json; cmp -s "$out" result.json || fail "-o and stdout differ"
 if command -v jq >/dev/null; then

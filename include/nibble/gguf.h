@@ -60,17 +60,19 @@ typedef struct nib_tensor {
 
 typedef struct nib_gguf nib_gguf;
 
-/* Opens a file. path "demo" is the model built into nibble (a file of that name: "./demo").
+/* Opens a file. path "demo" is the model built into nibble (a file of that name: "./demo"). Given the first file of a split
+ * model (NAME-00001-of-0000N.gguf), opens them all: the tensors of all, the metadata of the first.
  * Errors: NIB_ERR_IO (cannot open or map), NIB_ERR_CORRUPT (file, offset and field say where), NIB_ERR_MEMORY,
- * NIB_ERR_UNSUPPORTED (one shard of a split model: later). Takes memory in proportion to the header only. */
+ * NIB_ERR_USAGE (a split model's other than first file, or renamed), NIB_ERR_UNSUPPORTED (more than 999 files).
+ * Takes memory in proportion to the header only. */
 NIB_API nib_status nib_gguf_open(const char *path, nib_gguf **out, nib_error *error);
-/* The same over bytes that stay valid until close; name appears in errors. */
+/* The same over bytes that stay valid until close; name appears in errors. NIB_ERR_UNSUPPORTED: a split model. */
 NIB_API nib_status nib_gguf_open_memory(const void *data, size_t n_bytes, const char *name, nib_gguf **out,
                                         nib_error *error);
 NIB_API void nib_gguf_close(nib_gguf *gguf);
 
 NIB_API const char *nib_gguf_path(const nib_gguf *gguf);
-NIB_API uint64_t nib_gguf_bytes(const nib_gguf *gguf);
+NIB_API uint64_t nib_gguf_bytes(const nib_gguf *gguf); /* of all its files */
 NIB_API uint32_t nib_gguf_version(const nib_gguf *gguf);
 NIB_API uint32_t nib_gguf_alignment(const nib_gguf *gguf);
 /* Bytes after the last payload that no tensor uses (allowed; worth a warning). */

@@ -83,9 +83,11 @@ typedef struct nib_quantize_params {
     const nib_overrides *overrides; /* NULL: none */
     bool grid_search;               /* grid family: the scale of least squared error, without importance too */
     bool force;                     /* replace an existing output (never an input) */
-    bool no_provenance;             /* leave nibble's own metadata out */
+    bool no_provenance;             /* leave nibble's own metadata out: version, recipe, hashes of all tensors */
     bool no_sync;                   /* do not fsync: for files thrown away after measuring */
     bool measure_error;             /* fill rel_rmse and max_abs_err: decodes what was written and compares */
+    bool resume;                    /* go on where an earlier run of the same input and options was stopped */
+    uint64_t split_bytes; /* 0: one file. Else files of at most so many bytes of tensors, at least one tensor each */
 } nib_quantize_params;
 
 /* What becomes of one tensor. */
@@ -126,18 +128,35 @@ typedef struct nib_quantized {
     char hash[33];     /* nib_gguf_hash of the output */
     uint32_t n_tensors;
     nib_quantized_tensor *tensors;
+    uint32_t n_files;   /* 1 unless split; output is the first */
+    uint32_t n_resumed; /* tensors an earlier run had written */
 } nib_quantized;
 
-/* Reads path_in, writes path_out: streamed, so memory does not grow with the model; written as path_out.partial, synced
- * and renamed, so path_out is never half-written; the partial file is removed on error and interruption.
+/* Reads gguf's file, writes path_out: streamed, reading, encoding and writing overlapping, so memory does not grow with the
+ * model; written as path_out.partial, synced and renamed, so path_out is never half-written.
  * The bytes do not depend on threads or level. Free out with nib_quantized_fini whatever is returned.
- * NIB_ERR_USAGE: output exists, output is the input (also by another name). NIB_ERR_CORRUPT: NaN or infinity in the
- * weights, a scale that overflows (tensor, row and column named), an importance matrix of another model.
- * NIB_ERR_IO: space, permission. NIB_ERR_UNSUPPORTED: a tensor whose format needs an importance matrix has none.
- * watch->warn hears of tensors without importance, and of overrides that no tensor fits.
+ *
+ * Resuming: what is done is kept in path_out.journal (not if no_sync). A run that is killed leaves both files; with resume,
+ * the next one checks the hashes of what is there and makes at most one tensor again; the result is the same bytes. Without
+ * resume it begins anew. A run that fails or is interrupted removes both, but with resume keeps them, unless the
+ * input is corrupt. split_bytes: files path_out-00001-of-0000N.gguf (path_out less its ".gguf"), as llama.cpp reads them; just
+ * path_out if one will do.
+ *
+ * NIB_ERR_USAGE: output exists, output is the input (also by another name), another run is writing it, the run to be resumed
+ * had other options (field says which). NIB_ERR_CORRUPT: NaN or infinity in the weights, a scale that overflows (tensor,
+ * row and column named), an importance matrix of another model. NIB_ERR_IO: space, permission, the input changed or shrank
+ * meanwhile. NIB_ERR_UNSUPPORTED: a tensor whose format needs an importance matrix has none.
+ * watch->warn hears of tensors without importance, of overrides that no tensor fits, and of what an earlier run left.
  * out->input may already be open elsewhere. */
 NIB_API nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params,
                                 nib_pool *pool, const nib_watch *watch, nib_quantized *out, nib_error *error);
+/* Several outputs from one pass over the input: every piece is read and decoded once. paths_out, params, outs: (n), n at most
+ * NIB_QUANTIZE_MOST; two outputs of one name: NIB_ERR_USAGE. The space for all is checked before the first byte. Outputs get
+ * their names when all are complete. Each file has the bytes that nib_quantize would give it. */
+#define NIB_QUANTIZE_MOST 64u
+NIB_API nib_status nib_quantize_many(const nib_gguf *gguf, size_t n, const char *const paths_out[],
+                                     const nib_quantize_params params[], nib_pool *pool, const nib_watch *watch,
+                                     nib_quantized outs[], nib_error *error);
 NIB_API void nib_quantized_fini(nib_quantized *quantized);
 /* Exact size of the file nib_quantize would write; the errors of nib_recipe_choose and NIB_ERR_UNSUPPORTED above. */
 NIB_API nib_status nib_quantize_plan(const nib_gguf *gguf, const nib_quantize_params *params, uint64_t *n_bytes,

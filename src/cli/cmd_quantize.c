@@ -1,4 +1,4 @@
-/* nibble quantize: one model file into smaller ones. Several formats are made one after the other. */
+/* nibble quantize: one model file into smaller ones. Several formats are made in one pass over the input. */
 #include "cli.h"
 #include <errno.h>
 #include <math.h>
@@ -62,7 +62,7 @@ static nib_status choose_paths(job *j, nib_error *error) {
             j->paths[i] = NULL;
             return nib_cli_no_memory(error);
         }
-        nib_status status = nib_cli_check_output(j->paths[i], j->params.force, &input, 1, error);
+        nib_status status = nib_cli_check_output(j->paths[i], j->params.force || j->params.resume, &input, 1, error);
         if (status) return status;
         if (strcmp(j->paths[i], "-") == 0)
             return nib_cli_fail(error, NIB_ERR_USAGE, "give -o FILE", "a model cannot be written to standard output");
@@ -277,18 +277,43 @@ static void print_summary(const nib_quantized *q, unsigned verbose) {
            source_name(q), nib_show_bytes(q->bytes_in).s, nib_recipe_name(q->recipe), nib_show_bytes(q->bytes_out).s,
            q->bpw, nib_show_seconds(q->seconds).s, nib_show_bytes(q->peak_rss).s);
     if (worst) printf("worst      %s  relative error %.2f%%\n", worst->name, 100 * worst->rel_rmse);
+    if (q->n_resumed) printf("resumed    %u of %u tensors were there already\n", q->n_resumed, q->n_tensors);
     if (n_fallbacks) printf("fallback   %u tensors have another format than asked: -v says why\n", n_fallbacks);
-    printf("wrote      %s\n", q->output);
+    printf("wrote      %s", q->output);
+    if (q->n_files > 1) printf(" and %u more", q->n_files - 1);
+    printf("\n");
 }
 
-static nib_status quantize_one(job *j, nib_json *json, unsigned i, nib_error *error) {
-    nib_quantized q = {0};
-    nib_status status = nib_quantize(j->gguf, j->paths[i], &j->params, j->cli->pool, &j->cli->watch, &q, error);
+static nib_status quantize_all(job *j, nib_json *json, nib_error *error) {
+    nib_quantize_params params[MOST_FORMATS];
+    nib_quantized *q = calloc(j->n, sizeof *q);
+    if (!q) return nib_cli_no_memory(error);
+    for (unsigned i = 0; i < j->n; i++) {
+        params[i] = j->params;
+        params[i].recipe = j->recipes[i];
+    }
+    nib_status status =
+        nib_quantize_many(j->gguf, j->n, (const char *const *)j->paths, params, j->cli->pool, &j->cli->watch, q, error);
     nib_console_erase_progress();
-    if (!status && json) nib_quantized_write_json(&q, json);
-    if (!status && !j->cli->json) print_summary(&q, j->cli->verbose);
-    if (!status && !j->cli->json) fflush(stdout);
-    nib_quantized_fini(&q);
+    for (unsigned i = 0; i < j->n && !status; i++) {
+        if (json && j->n > 1) nib_json_begin_object(json, NULL);
+        if (json) nib_quantized_write_json(&q[i], json);
+        if (json && j->n > 1) nib_json_end_object(json);
+        if (!j->cli->json) print_summary(&q[i], j->cli->verbose);
+    }
+    for (unsigned i = 0; i < j->n; i++) nib_quantized_fini(&q[i]);
+    free(q);
+    return status;
+}
+
+static nib_status dry_run_all(job *j, nib_json *json, nib_error *error) {
+    nib_status status = NIB_OK;
+    for (unsigned i = 0; i < j->n && !status; i++) {
+        j->params.recipe = j->recipes[i];
+        if (json && j->n > 1) nib_json_begin_object(json, NULL);
+        status = dry_run(j, json, i, error);
+        if (json && j->n > 1) nib_json_end_object(json);
+    }
     return status;
 }
 
@@ -308,6 +333,8 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     j.params.force = nib_cli_switch(cli, "force");
     j.params.no_provenance = !nib_cli_switch(cli, "provenance");
     j.params.measure_error = nib_cli_switch(cli, "error");
+    j.params.resume = nib_cli_switch(cli, "resume");
+    j.params.split_bytes = (uint64_t)nib_cli_number(cli, "split-size");
     nib_status status = read_recipes(&j, error);
     if (!status) status = choose_paths(&j, error);
     if (!status) status = read_overrides(&j, error);
@@ -317,12 +344,7 @@ static nib_status run(nib_cli *cli, nib_error *error) {
     if (!status && cli->json && !(json = nib_cli_json_begin(cli, "quantize", error))) status = NIB_ERR_MEMORY;
     bool several = j.n > 1;
     if (!status && json && several) nib_json_begin_array(json, "outputs");
-    for (unsigned i = 0; i < j.n && !status; i++) {
-        j.params.recipe = j.recipes[i];
-        if (json && several) nib_json_begin_object(json, NULL);
-        status = dry ? dry_run(&j, json, i, error) : quantize_one(&j, json, i, error);
-        if (json && several) nib_json_end_object(json);
-    }
+    if (!status) status = dry ? dry_run_all(&j, json, error) : quantize_all(&j, json, error);
     if (!status && json && several) nib_json_end_array(json);
     if (!status && json) {
         status = nib_cli_json_end(cli, json, error);
@@ -371,6 +393,20 @@ static const nib_option options[] = {
      .about = "file of REGEX=FORMAT and role:ROLE=FORMAT rules",
      .more = "Separated by white space, # begins a comment; used after --tensor and --role of the command line.\n"
              "llama-quantize's tensor-type files are such files."},
+    {.name = "resume",
+     .kind = NIB_OPTION_SWITCH,
+     .about = "go on where an earlier run of this command was stopped",
+     .more =
+         "The output is the same, byte for byte. With it, what is done stays in OUT.partial and OUT.journal when the\n"
+         "run is interrupted; without it, only a run that was killed leaves them."},
+    {.name = "split-size",
+     .kind = NIB_OPTION_UINT,
+     .value = "SIZE",
+     .fallback = "0",
+     .min = 0,
+     .max = 9e18,
+     .about = "several files of at most this many bytes of tensors each",
+     .more = "Such as 4G. They are called OUT-00001-of-0000N.gguf, and the first is what other commands are given."},
     {.name = "dry-run", .kind = NIB_OPTION_SWITCH, .about = "say what would come out, write nothing"},
     {.name = "error", .kind = NIB_OPTION_SWITCH, .fallback = "on", .about = "do not measure the error of every tensor"},
     {.name = "provenance", .kind = NIB_OPTION_SWITCH, .fallback = "on", .about = "leave nibble's own metadata out"},

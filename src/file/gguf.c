@@ -22,6 +22,7 @@
 /* The least bytes a tensor description takes: name length, 1 byte of name, n_dims, ne[0], type, offset. */
 #define MIN_TENSOR_BYTES (8u + 1u + 4u + 8u + 4u + 8u)
 #define MAX_KEY_BYTES    65535u
+#define MOST_SHARDS      999u /* all are open at once */
 
 typedef struct cursor {
     const uint8_t *data;
@@ -309,13 +310,11 @@ static int compare_tensors(const void *a, const void *b) {
     return order ? order : (x->info_offset > y->info_offset) - (x->info_offset < y->info_offset);
 }
 
+/* Sorts by name, and so finds what stands twice. */
 static nib_status index_tensors(const cursor *c, nib_gguf *g) {
     g->tensor_by_name = nib_alloc(g->n_tensors, sizeof *g->tensor_by_name);
     if (!g->tensor_by_name) return nib_fail_memory(c->error, g->n_tensors * sizeof *g->tensor_by_name);
-    for (size_t i = 0; i < g->n_tensors; i++) {
-        g->tensors[i].name = g->names[i]; /* the names have stopped moving */
-        g->tensor_by_name[i] = &g->tensors[i];
-    }
+    for (size_t i = 0; i < g->n_tensors; i++) g->tensor_by_name[i] = &g->tensors[i];
     if (g->n_tensors) qsort(g->tensor_by_name, g->n_tensors, sizeof *g->tensor_by_name, compare_tensors);
     for (size_t i = 1; i < g->n_tensors; i++) {
         const nib_tensor *first = g->tensor_by_name[i - 1], *second = g->tensor_by_name[i];
@@ -343,6 +342,7 @@ static nib_status read_tensors(cursor *c, nib_gguf *g, uint64_t n_tensors) {
                           g->names[i]);
         end &= ~(uint64_t)(g->alignment - 1);
     }
+    for (size_t i = 0; i < g->n_tensors; i++) g->tensors[i].name = g->names[i]; /* the names have stopped moving */
     return index_tensors(c, g);
 }
 
@@ -376,31 +376,109 @@ static nib_status read_split_key(const cursor *c, const nib_gguf *g, const char 
     return NIB_OK;
 }
 
-static nib_status check_split(const cursor *c, const nib_gguf *g) {
-    bool has_count, has_number, has_total;
-    uint64_t count, number, total;
-    NIB_TRY(read_split_key(c, g, "split.count", &has_count, &count));
-    NIB_TRY(read_split_key(c, g, "split.no", &has_number, &number));
-    NIB_TRY(read_split_key(c, g, "split.tensors.count", &has_total, &total));
-    if (count < 2) return NIB_OK;
+static nib_status read_split(const cursor *c, nib_gguf *g) {
+    bool has_count, has_number;
+    nib_split *split = &g->split;
+    NIB_TRY(read_split_key(c, g, "split.count", &has_count, &split->count));
+    NIB_TRY(read_split_key(c, g, "split.no", &has_number, &split->number));
+    NIB_TRY(read_split_key(c, g, "split.tensors.count", &split->has_total, &split->n_tensors));
+    if (split->count < 2) return NIB_OK;
     const size_t at = (size_t)nib_gguf_find(g, "split.count")->offset;
-    if (!has_number) return refuse(c, at, "split.no", "split.count is %" PRIu64 ", but split.no is missing", count);
-    if (number >= count)
+    if (!has_number)
+        return refuse(c, at, "split.no", "split.count is %" PRIu64 ", but split.no is missing", split->count);
+    if (split->number >= split->count)
         return refuse(c, (size_t)nib_gguf_find(g, "split.no")->offset, "split.no",
-                      "split.no is %" PRIu64 " in a model of %" PRIu64 " files", number, count);
-    if (has_total && total < g->n_tensors)
+                      "split.no is %" PRIu64 " in a model of %" PRIu64 " files", split->number, split->count);
+    if (split->has_total && split->n_tensors < g->n_tensors)
         return refuse(c, (size_t)nib_gguf_find(g, "split.tensors.count")->offset, "split.tensors.count",
-                      "the model has %" PRIu64 " tensors in all, this file alone %zu", total, g->n_tensors);
-    if (has_total && count - 1 > total) /* the first file may hold metadata only */
-        return refuse(c, at, "split.count", "%" PRIu64 " files for %" PRIu64 " tensors", count, total);
-    nib_fail_at(c->error, NIB_ERR_UNSUPPORTED, c->file, (int64_t)at, "split.count",
-                "this is file %" PRIu64 " of a model split over %" PRIu64 " files", number + 1, count);
-    return nib_hint(c->error, NIB_ERR_UNSUPPORTED, "merge it first: llama-gguf-split --merge FIRST-FILE OUT.gguf");
+                      "the model has %" PRIu64 " tensors in all, this file alone %zu", split->n_tensors, g->n_tensors);
+    if (split->has_total && split->count - 1 > split->n_tensors) /* the first file may hold metadata only */
+        return refuse(c, at, "split.count", "%" PRIu64 " files for %" PRIu64 " tensors", split->count,
+                      split->n_tensors);
+    return NIB_OK;
+}
+
+static nib_status refuse_split(const nib_gguf *g, nib_status code, const char *hint, nib_error *error) {
+    nib_fail_at(error, code, g->path, nib_gguf_find(g, "split.count")->offset, "split.count",
+                "this is file %" PRIu64 " of a model split over %" PRIu64 " files", g->split.number + 1,
+                g->split.count);
+    return nib_hint(error, code, "%s", hint);
+}
+
+/* "model-00001-of-00003.gguf" -> "model-00002-of-00003.gguf"; NULL if it does not end so, or without memory. */
+static char *name_of_shard(const nib_gguf *g, uint64_t number) {
+    char first[64];
+    nib_string text = {0};
+    const size_t n_first = (size_t)snprintf(first, sizeof first, "-%05u-of-%05" PRIu64 ".gguf", 1u, g->split.count);
+    const size_t n_path = strlen(g->path);
+    if (n_path < n_first || strcmp(g->path + n_path - n_first, first) != 0) return NULL;
+    nib_string_addf(&text, "%.*s-%05" PRIu64 "-of-%05" PRIu64 ".gguf", (int)(n_path - n_first), g->path, number + 1,
+                    g->split.count);
+    if (text.failed) nib_string_fini(&text);
+    return text.data;
+}
+
+static nib_status open_map(nib_map map, const char *name, nib_gguf **out, nib_error *error);
+
+static nib_status open_shard(nib_gguf *g, uint64_t number, nib_gguf **out, nib_error *error) {
+    nib_map map;
+    nib_status status;
+    char *path = name_of_shard(g, number);
+    *out = NULL;
+    if (!path) {
+        nib_fail_at(error, NIB_ERR_USAGE, g->path, -1, "split.count",
+                    "a split model's first file has to be called NAME-00001-of-%05" PRIu64 ".gguf", g->split.count);
+        return nib_hint(error, NIB_ERR_USAGE, "give the files back their names");
+    }
+    status = nib_map_open(path, &map, error);
+    if (status != NIB_OK) nib_hint(error, status, "all %" PRIu64 " files have to lie in one folder", g->split.count);
+    if (status == NIB_OK) status = open_map(map, path, out, error);
+    free(path);
+    if (status != NIB_OK) return status;
+    const nib_split *split = &(*out)->split;
+    if (split->count == g->split.count && split->number == number) return NIB_OK;
+    nib_fail_at(error, NIB_ERR_CORRUPT, (*out)->path, -1, "split.no",
+                "the file says it is number %" PRIu64 " of %" PRIu64 ", its name says %" PRIu64 " of %" PRIu64,
+                split->number + 1, split->count, number + 1, g->split.count);
+    return nib_hint(error, NIB_ERR_CORRUPT, "give the files back their names, or download this one again");
+}
+
+/* Opens the other files and makes their tensors ours; their metadata says nothing new. */
+static nib_status join_shards(nib_gguf *g, nib_error *error) {
+    size_t n = g->n_tensors;
+    if (g->split.number != 0) return refuse_split(g, NIB_ERR_USAGE, "give the first of them", error);
+    if (g->split.count > MOST_SHARDS)
+        return refuse_split(g, NIB_ERR_UNSUPPORTED, "merge it into fewer files: llama-gguf-split --merge", error);
+    g->others = nib_alloc((size_t)g->split.count, sizeof *g->others);
+    if (!g->others) return nib_fail_memory(error, g->split.count * sizeof *g->others);
+    for (uint64_t k = 1; k < g->split.count; k++) {
+        const nib_status status = open_shard(g, k, &g->others[k - 1], error);
+        if (g->others[k - 1]) g->n_others++; /* closed with us, whatever comes */
+        if (status != NIB_OK) return status;
+        n += g->others[k - 1]->n_tensors;
+    }
+    if (g->split.has_total && n != g->split.n_tensors) {
+        nib_fail_at(error, NIB_ERR_CORRUPT, g->path, nib_gguf_find(g, "split.tensors.count")->offset,
+                    "split.tensors.count", "the model has %" PRIu64 " tensors in all, its files have %zu",
+                    g->split.n_tensors, n);
+        return nib_hint(error, NIB_ERR_CORRUPT, "download the files again");
+    }
+    if (!nib_grow((void **)&g->tensors, &g->tensor_capacity, n, sizeof *g->tensors))
+        return nib_fail_memory(error, n * sizeof *g->tensors);
+    for (unsigned k = 0; k < g->n_others; k++)
+        for (size_t i = 0; i < g->others[k]->n_tensors; i++) {
+            g->tensors[g->n_tensors] = g->others[k]->tensors[i];
+            g->tensors[g->n_tensors++].shard = k + 1;
+        }
+    free(g->tensor_by_name);
+    g->tensor_by_name = NULL;
+    const cursor c = {.file = g->path, .error = error};
+    return index_tensors(&c, g);
 }
 
 /* ---- Open and close ------------------------------------------------------------------------------------------------ */
 
-/* Takes over map, also when it fails. */
+/* One file by itself. Takes over map, also when it fails. */
 static nib_status open_map(nib_map map, const char *name, nib_gguf **out, nib_error *error) {
     nib_status status = NIB_OK;
     uint64_t n_tensors, n_kv;
@@ -423,7 +501,7 @@ static nib_status open_map(nib_map map, const char *name, nib_gguf **out, nib_er
     NIB_TRY_GOTO(read_alignment(&c, g));
     NIB_TRY_GOTO(read_tensors(&c, g, n_tensors));
     NIB_TRY_GOTO(place_tensors(&c, g));
-    NIB_TRY_GOTO(check_split(&c, g));
+    NIB_TRY_GOTO(read_split(&c, g));
     *out = g;
     return NIB_OK;
 fail:
@@ -441,11 +519,27 @@ nib_status nib_gguf_open(const char *path, nib_gguf **out, nib_error *error) {
         return nib_gguf_open_memory(data, n_bytes, "demo", out, error);
     }
     NIB_TRY(nib_map_open(path, &map, error));
-    return open_map(map, path, out, error);
+    nib_gguf *g;
+    NIB_TRY(open_map(map, path, &g, error));
+    const nib_status status = g->split.count > 1 ? join_shards(g, error) : NIB_OK;
+    if (status == NIB_OK)
+        *out = g;
+    else
+        nib_gguf_close(g);
+    return status;
 }
 
 nib_status nib_gguf_open_memory(const void *data, size_t n_bytes, const char *name, nib_gguf **out, nib_error *error) {
-    return open_map((nib_map){.data = data, .n_bytes = n_bytes, .owned = false}, name, out, error);
+    nib_gguf *g;
+    *out = NULL;
+    NIB_TRY(open_map((nib_map){.data = data, .n_bytes = n_bytes, .owned = false, .fd = -1}, name, &g, error));
+    if (g->split.count > 1) {
+        refuse_split(g, NIB_ERR_UNSUPPORTED, "open it by the name of its first file", error);
+        nib_gguf_close(g);
+        return NIB_ERR_UNSUPPORTED;
+    }
+    *out = g;
+    return NIB_OK;
 }
 
 void nib_gguf_close(nib_gguf *gguf) {
@@ -456,6 +550,8 @@ void nib_gguf_close(nib_gguf *gguf) {
     free(gguf->tensors);
     free(gguf->names);
     free(gguf->tensor_by_name);
+    for (unsigned k = 0; k < gguf->n_others; k++) nib_gguf_close(gguf->others[k]);
+    free(gguf->others);
     free(gguf->path);
     nib_map_close(&gguf->map);
     free(gguf);
@@ -467,7 +563,9 @@ const char *nib_gguf_path(const nib_gguf *gguf) {
     return gguf->path;
 }
 uint64_t nib_gguf_bytes(const nib_gguf *gguf) {
-    return gguf->map.n_bytes;
+    uint64_t n_bytes = gguf->map.n_bytes;
+    for (unsigned k = 0; k < gguf->n_others; k++) n_bytes += gguf->others[k]->map.n_bytes;
+    return n_bytes;
 }
 uint32_t nib_gguf_version(const nib_gguf *gguf) {
     return gguf->version;
@@ -476,10 +574,18 @@ uint32_t nib_gguf_alignment(const nib_gguf *gguf) {
     return gguf->alignment;
 }
 uint64_t nib_gguf_trailing_bytes(const nib_gguf *gguf) {
-    return gguf->trailing_bytes;
+    uint64_t n_bytes = gguf->trailing_bytes;
+    for (unsigned k = 0; k < gguf->n_others; k++) n_bytes += gguf->others[k]->trailing_bytes;
+    return n_bytes;
 }
-const nib_map *nib_gguf_map(const nib_gguf *gguf) {
-    return &gguf->map;
+unsigned nib_gguf_n_files(const nib_gguf *gguf) {
+    return 1 + gguf->n_others;
+}
+const nib_map *nib_gguf_map(const nib_gguf *gguf, unsigned file) {
+    return file ? &gguf->others[file - 1]->map : &gguf->map;
+}
+const char *nib_gguf_file_path(const nib_gguf *gguf, unsigned file) {
+    return file ? gguf->others[file - 1]->path : gguf->path;
 }
 uint64_t nib_gguf_n_kv(const nib_gguf *gguf) {
     return gguf->n_kv;

@@ -88,19 +88,20 @@ static nib_status report(const nib_gguf *gguf, const check_job *job, uint64_t in
     const nib_tensor *tensor = job->tensor;
     const nib_piece piece = nib_tensor_piece(tensor, index);
     const char *format = nib_format_facts_of(tensor->format)->name;
+    const char *path = nib_gguf_file_path(gguf, tensor->shard);
     if (found->is_damage) {
-        nib_fail_at(error, NIB_ERR_CORRUPT, gguf->path, (int64_t)(piece.data - gguf->map.data), tensor->name,
-                    "tensor %s (%s), row %" PRIu64 ": %s", tensor->name, format, piece.row,
+        nib_fail_at(error, NIB_ERR_CORRUPT, path, (int64_t)(tensor->offset + (uint64_t)(piece.data - tensor->data)),
+                    tensor->name, "tensor %s (%s), row %" PRIu64 ": %s", tensor->name, format, piece.row,
                     found->verdict == NIB_VERDICT_BAD_CODE ? "a code that no encoder writes" : "a scale is not finite");
         return nib_hint(error, NIB_ERR_CORRUPT, "the file is damaged; download it or quantize the model again");
     }
     if (found->verdict == NIB_VERDICT_NOT_FINITE && !*warned) {
         *warned = true;
         if (found->has_column)
-            nib_warn(watch, "%s: tensor %s (%s) has NaN or infinity at row %" PRIu64 ", column %" PRIu64, gguf->path,
+            nib_warn(watch, "%s: tensor %s (%s) has NaN or infinity at row %" PRIu64 ", column %" PRIu64, path,
                      tensor->name, format, piece.row, found->column);
         else
-            nib_warn(watch, "%s: tensor %s (%s) has NaN or infinity in row %" PRIu64, gguf->path, tensor->name, format,
+            nib_warn(watch, "%s: tensor %s (%s) has NaN or infinity in row %" PRIu64, path, tensor->name, format,
                      piece.row);
     }
     return NIB_OK;

@@ -11,6 +11,12 @@
 #define NIB_GGUF_ALIGNMENT 32u /* when general.alignment is absent */
 #define NIB_GGUF_N_TYPES   13u
 
+/* What the split.* keys say. */
+typedef struct nib_split {
+    uint64_t count, number, n_tensors; /* files, this file from 0, tensors in all */
+    bool has_total;
+} nib_split;
+
 struct nib_gguf {
     nib_map map;
     char *path;
@@ -26,14 +32,20 @@ struct nib_gguf {
     char (*names)[64]; /* (n_tensors) what the tensors' names point to */
     size_t name_capacity;
     const nib_tensor **tensor_by_name; /* (n_tensors) sorted by name bytes */
+
+    nib_split split;
+    nib_gguf **others; /* (n_others) the further files of a split model, whose tensors are among ours */
+    unsigned n_others;
 };
 
 /* Bytes of one value of a scalar type; 0 for strings and arrays. */
 size_t nib_gguf_scalar_bytes(nib_gguf_type type);
 /* Bytes of a pair's packed value as it stands in the file (without type and array header). */
 uint64_t nib_gguf_kv_bytes(const nib_gguf_kv *kv);
-/* The file's bytes, for nib_output_open. */
-const nib_map *nib_gguf_map(const nib_gguf *gguf);
+/* The files of the model: one, or the shards of a split one. */
+unsigned nib_gguf_n_files(const nib_gguf *gguf);
+const nib_map *nib_gguf_map(const nib_gguf *gguf, unsigned file);
+const char *nib_gguf_file_path(const nib_gguf *gguf, unsigned file);
 
 /* Feeds one tensor's name, type and shape to a running hash; the payload follows by the caller. */
 void nib_gguf_hash_head(XXH3_state_t *state, const char *name, const nib_format *format, const uint64_t ne[4]);

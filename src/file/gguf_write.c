@@ -58,6 +58,25 @@ void nib_gguf_head_f32(nib_gguf_head *head, const char *key, float value) {
     put(head, &value, sizeof value);
 }
 
+void nib_gguf_head_u16(nib_gguf_head *head, const char *key, uint16_t value) {
+    put_key(head, key, NIB_GGUF_U16);
+    put(head, &value, sizeof value);
+}
+
+void nib_gguf_head_i32(nib_gguf_head *head, const char *key, int32_t value) {
+    put_key(head, key, NIB_GGUF_I32);
+    put(head, &value, sizeof value);
+}
+
+size_t nib_gguf_head_u64_array(nib_gguf_head *head, const char *key, uint64_t n) {
+    put_key(head, key, NIB_GGUF_ARRAY);
+    put_u32(head, NIB_GGUF_U64);
+    put_u64(head, n);
+    const size_t at = head->text.n_bytes;
+    for (uint64_t i = 0; i < n; i++) put_u64(head, 0);
+    return at;
+}
+
 void nib_gguf_head_bool(nib_gguf_head *head, const char *key, bool value) {
     put_key(head, key, NIB_GGUF_BOOL);
     put(head, value ? "\1" : "\0", 1);

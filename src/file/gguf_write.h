@@ -17,6 +17,10 @@ void nib_gguf_head_u32(nib_gguf_head *head, const char *key, uint32_t value);
 void nib_gguf_head_f32(nib_gguf_head *head, const char *key, float value);
 void nib_gguf_head_bool(nib_gguf_head *head, const char *key, bool value);
 void nib_gguf_head_text(nib_gguf_head *head, const char *key, const char *value);
+void nib_gguf_head_u16(nib_gguf_head *head, const char *key, uint16_t value);
+void nib_gguf_head_i32(nib_gguf_head *head, const char *key, int32_t value);
+/* An array of n zeros, to be filled in later. Returns where its first value stands in the text. */
+size_t nib_gguf_head_u64_array(nib_gguf_head *head, const char *key, uint64_t n);
 /* After all pairs. Trailing dimensions of 1 are left out, as llama.cpp does. offset: from the start of the data. */
 void nib_gguf_head_tensor(nib_gguf_head *head, const char *name, const nib_format *format, const uint64_t ne[4],
                           uint64_t offset);

@@ -1,190 +1,34 @@
-/* The quantizer: reads a mapped model, writes another one, tensor by tensor.
+/* The quantizer: one pass over a model, any number of outputs, tensor by tensor.
  *
- *   mapped payload --pieces--> decode to f32 --> encode --> one buffer --> output file
- *                   (workers, one piece each)     (8 MB)    (this thread, in order)
+ *   input file --> [ bytes of some pieces ] --> decode to f32, encode once per output --> hash, append to each output
+ *        reader thread                          calling thread and pool                   writer thread
  *
  * Invariants:
- *   - a piece is at most 8192 columns of one row and a whole number of blocks, so memory depends neither on the model nor
- *     on a tensor, only (a little) on the number of threads;
+ *   - a piece is at most 8192 columns of one row and a whole number of blocks, and what is under way at once is three
+ *     batches of fixed size, so memory depends neither on the model nor on a tensor, only (a little) on the number of
+ *     threads and outputs;
  *   - what is computed per piece is combined in the order of the pieces: nothing depends on the number of threads;
  *   - every size is known before the first byte is written, and what comes out has exactly that size;
+ *   - payloads are read from the file, not through its mapping: a file that shrinks meanwhile is an error, not a signal;
  *   - weights that are NaN or infinite are refused, also in tensors that are only copied. */
 #include "nibble/quant.h"
 
 #include "base/progress.h"
 #include "cpu/pool.h"
-#include "file/gguf_write.h"
-#include "quant/recipe.h"
+#include "quant/pipeline.h"
+#include "quant/target.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#define BATCH_BYTES             (8u << 20) /* of output encoded before it is written */
+/* Of one batch, of which NIB_PIPELINE_SLOTS are under way. */
+#define BATCH_IN_BYTES          (2u << 20)
+#define BATCH_OUT_BYTES         (4u << 20)
 #define BATCH_PIECES            4096u
+#define BATCH_WEIGHTS           (1u << 19) /* a second of the slowest encoder: interruptions are noticed after a batch */
 #define PIECE_WEIGHTS_PER_CLAIM 16384u
-
-/* ---- What will be written ------------------------------------------------------------------------------------------ */
-
-typedef struct layout {
-    nib_choice_of_format *choices; /* (n) in output order */
-    size_t n;
-    nib_gguf_head head;
-    uint64_t n_bytes; /* of the whole file */
-} layout;
-
-static void layout_fini(layout *l) {
-    free(l->choices);
-    nib_gguf_head_fini(&l->head);
-    *l = (layout){0};
-}
-
-/* Metadata that is written anew, or that describes how the input was stored and not what it is. */
-static bool is_left_out(nib_text key, bool with_imatrix) {
-    static const char imatrix[] = "quantize.imatrix.";
-    static const char *const keys[] = {
-        "general.quantization_version", "general.file_type", "general.alignment", "split.no",    "split.count",
-        "split.tensors.count",          "nibble.version",    "nibble.recipe",     "nibble.pure", "nibble.grid.version",
-    };
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        if (key.n_bytes == strlen(keys[i]) && memcmp(key.data, keys[i], key.n_bytes) == 0) return true;
-    return with_imatrix && key.n_bytes > strlen(imatrix) && memcmp(key.data, imatrix, strlen(imatrix)) == 0;
-}
-
-/* As llama-quantize writes them: texts cut to 127 bytes, no number of chunks if it is not known. */
-static void put_imatrix(layout *l, const nib_imatrix *imatrix) {
-    char text[128];
-    const nib_imatrix_facts facts = nib_imatrix_facts_of(imatrix);
-    snprintf(text, sizeof text, "%s", facts.path);
-    nib_gguf_head_text(&l->head, "quantize.imatrix.file", text);
-    if (facts.dataset) {
-        snprintf(text, sizeof text, "%s", facts.dataset);
-        nib_gguf_head_text(&l->head, "quantize.imatrix.dataset", text);
-    }
-    nib_gguf_head_u32(&l->head, "quantize.imatrix.entries_count", (uint32_t)facts.n_entries);
-    if (facts.n_chunks) nib_gguf_head_u32(&l->head, "quantize.imatrix.chunks_count", (uint32_t)facts.n_chunks);
-}
-
-/* The order is llama-quantize's: the input's pairs, then those that say how it is quantized; ours come last. */
-static void put_metadata(layout *l, const nib_gguf *gguf, const nib_quantize_params *params) {
-    nib_gguf_head_begin(&l->head);
-    for (uint64_t i = 0; i < nib_gguf_n_kv(gguf); i++) {
-        const nib_gguf_kv *kv = nib_gguf_kv_at(gguf, i);
-        if (!is_left_out(kv->key, params->imatrix != NULL)) nib_gguf_head_copy(&l->head, kv);
-    }
-    nib_gguf_head_u32(&l->head, "general.quantization_version", 2);
-    const uint32_t file_type = nib_recipe_file_type(params->recipe);
-    if (file_type != UINT32_MAX) nib_gguf_head_u32(&l->head, "general.file_type", file_type);
-    if (params->imatrix) put_imatrix(l, params->imatrix);
-    for (size_t i = 0; i < l->n; i++) {
-        if (!nib_format_facts_of(l->choices[i].format)->is_nibbles_own) continue;
-        nib_gguf_head_u32(&l->head, "nibble.grid.version", 1);
-        break;
-    }
-    if (params->no_provenance) return;
-    nib_gguf_head_text(&l->head, "nibble.version", nib_version());
-    nib_gguf_head_text(&l->head, "nibble.recipe", nib_recipe_name(params->recipe));
-    nib_gguf_head_bool(&l->head, "nibble.pure", params->pure);
-}
-
-static nib_status size_of_tensor(const nib_gguf *gguf, const nib_choice_of_format *choice, uint64_t *n_bytes,
-                                 nib_error *error) {
-    const nib_format_facts *facts = nib_format_facts_of(choice->format);
-    const nib_tensor *tensor = choice->tensor;
-    if (tensor->ne[0] % facts->block != 0 || NIB_PIECE_COLUMNS % facts->block != 0)
-        return nib_fail_at(error, NIB_ERR_BUG, nib_gguf_path(gguf), -1, tensor->name,
-                           "rows of %" PRIu64 " were given the format %s", tensor->ne[0], facts->name);
-    if (!nib_mul_u64(tensor->n_elements / facts->block, facts->bytes, n_bytes) || *n_bytes > INT64_MAX)
-        return nib_fail_at(error, NIB_ERR_CORRUPT, nib_gguf_path(gguf), -1, tensor->name,
-                           "tensor %s would be larger than any file", tensor->name);
-    return NIB_OK;
-}
-
-/* Whether a tensor would make use of importance. Embedding and output are not measured, so nobody misses theirs. */
-static bool wants_importance(const nib_choice_of_format *choice) {
-    const char *name = choice->tensor->name;
-    if (choice->copied || nib_format_facts_of(choice->format)->kind == NIB_CLASS_FLOAT) return false;
-    return choice->importance || (strcmp(name, "token_embd.weight") != 0 && strcmp(name, "output.weight") != 0 &&
-                                  strcmp(name, "per_layer_token_embd.weight") != 0);
-}
-
-/* Refuses an importance matrix that fits no tensor. */
-static nib_status check_imatrix(const layout *l, const nib_imatrix *imatrix, nib_error *error) {
-    bool wanted = false, found = false;
-    for (size_t i = 0; i < l->n; i++) {
-        wanted |= wants_importance(&l->choices[i]);
-        found |= l->choices[i].importance != NULL;
-    }
-    if (!imatrix || !wanted || found) return NIB_OK;
-    nib_fail_at(
-        error, NIB_ERR_CORRUPT, nib_imatrix_facts_of(imatrix).path, -1, NULL,
-        "the importance matrix is another model's: no entry has the name and size of one of this model's tensors");
-    return nib_hint(error, NIB_ERR_CORRUPT, "measure one with this model");
-}
-
-/* What choosing allows and encoding cannot do. */
-static nib_status check_choices(const nib_gguf *gguf, const nib_quantize_params *params, const layout *l,
-                                nib_error *error) {
-    for (size_t i = 0; i < l->n; i++) {
-        const nib_choice_of_format *choice = &l->choices[i];
-        const nib_format_facts *facts = nib_format_facts_of(choice->format);
-        if (choice->copied) continue;
-        if (!facts->can_encode || facts->kind == NIB_CLASS_NONE) { /* of kind NONE: not for weights */
-            nib_fail_at(error, NIB_ERR_UNSUPPORTED, nib_gguf_path(gguf), -1, choice->tensor->name,
-                        "nibble does not write the format %s", facts->name);
-            return nib_hint(error, NIB_ERR_UNSUPPORTED, "`nibble formats` lists the formats it writes");
-        }
-        if (!choice->lacks_importance) continue;
-        nib_fail_at(error, NIB_ERR_UNSUPPORTED, nib_gguf_path(gguf), -1, choice->tensor->name,
-                    "%s as %s needs an importance matrix%s", choice->tensor->name, facts->name,
-                    params->imatrix ? ", and the one given has no entry that fits" : "");
-        return nib_hint(error, NIB_ERR_UNSUPPORTED, "%s",
-                        params->imatrix
-                            ? "give this tensor another format, or use the importance matrix of this very model"
-                            : "give one, or choose a format that does without: q2_k, q3_k_m, iq4_xs");
-    }
-    return NIB_OK;
-}
-
-static nib_status make_layout(const nib_gguf *gguf, const nib_quantize_params *params, layout *l, nib_error *error) {
-    nib_status status;
-    uint64_t offset = 0;
-    *l = (layout){.n = (size_t)nib_gguf_n_tensors(gguf)};
-    l->choices = nib_alloc(l->n, sizeof *l->choices);
-    if (!l->choices) return nib_fail_memory(error, l->n * sizeof *l->choices);
-    NIB_TRY_GOTO(nib_recipe_choose(params, gguf, l->choices, error));
-    NIB_TRY_GOTO(check_imatrix(l, params->imatrix, error));
-    NIB_TRY_GOTO(check_choices(gguf, params, l, error));
-    put_metadata(l, gguf, params);
-    for (size_t i = 0; i < l->n; i++) {
-        const nib_tensor *tensor = l->choices[i].tensor;
-        uint64_t n_bytes;
-        NIB_TRY_GOTO(size_of_tensor(gguf, &l->choices[i], &n_bytes, error));
-        nib_gguf_head_tensor(&l->head, tensor->name, l->choices[i].format, tensor->ne, offset);
-        if (!nib_add_u64(offset, n_bytes, &offset) || offset > (uint64_t)INT64_MAX / 2) {
-            status = nib_fail_at(error, NIB_ERR_CORRUPT, nib_gguf_path(gguf), -1, tensor->name,
-                                 "the tensors up to %s would be larger than any file", tensor->name);
-            goto fail;
-        }
-        offset = nib_round_up(offset, NIB_GGUF_ALIGNMENT);
-    }
-    NIB_TRY_GOTO(nib_gguf_head_end(&l->head, NIB_GGUF_ALIGNMENT, error));
-    l->n_bytes = l->head.text.n_bytes + offset;
-    return NIB_OK;
-fail:
-    layout_fini(l);
-    return status;
-}
-
-nib_status nib_quantize_plan(const nib_gguf *gguf, const nib_quantize_params *params, uint64_t *n_bytes,
-                             nib_error *error) {
-    layout l;
-    NIB_TRY(make_layout(gguf, params, &l, error));
-    *n_bytes = l.n_bytes;
-    layout_fini(&l);
-    return NIB_OK;
-}
 
 /* ---- One piece ----------------------------------------------------------------------------------------------------- */
 
@@ -194,20 +38,61 @@ typedef struct piece_result {
     double sum_squares, sum_squared_errors, max_abs_error; /* of this piece; 0 if not measured */
 } piece_result;
 
-/* A run of pieces of one tensor, and the room its workers need. */
+/* A run of pieces of one tensor on its way through the pipeline. */
 typedef struct batch {
-    const nib_choice_of_format *choice;
+    size_t index;   /* of the tensor, in output order */
     uint64_t first; /* piece */
-    bool measure;
-    uint8_t *out;          /* encoded pieces back to back; unused for copies */
-    piece_result *results; /* (BATCH_PIECES) */
-    float *scratch;        /* (workers, 2, NIB_PIECE_COLUMNS): weights, and what became of them */
+    size_t n;       /* pieces */
+    bool is_last;   /* of the tensor */
+    uint8_t *in;    /* (BATCH_IN_BYTES) the pieces as stored */
+    size_t n_in;
+    uint8_t *out; /* (BATCH_OUT_BYTES) encoded pieces of all outputs that do not copy, back to back */
+    bool is_wanted[NIB_QUANTIZE_MOST];         /* by this output: false if an earlier run has written it */
+    size_t out_at[NIB_QUANTIZE_MOST];          /* where each output's pieces begin in out; not for copies */
+    size_t n_bytes[NIB_QUANTIZE_MOST];         /* what each output appends */
+    nib_journal_entry sums[NIB_QUANTIZE_MOST]; /* of the whole tensor; in the last batch */
 } batch;
 
-/* Where a piece begins in the tensor as written. */
-static uint64_t out_position(const nib_choice_of_format *choice, const nib_piece *piece) {
-    const nib_format_facts *facts = nib_format_facts_of(choice->format);
-    return (piece->row * choice->tensor->ne[0] + piece->column) / facts->block * facts->bytes;
+typedef struct run {
+    const nib_gguf *gguf;
+    const nib_quantize_params *params; /* (n_targets) */
+    nib_target *targets;               /* (n_targets) */
+    size_t n_targets, n_tensors;
+    nib_pool *pool;
+    nib_meter meter;
+    char stage[96];
+    batch batches[NIB_PIPELINE_SLOTS];
+
+    size_t n_before[NIB_QUANTIZE_MOST]; /* tensors each output has from an earlier run */
+
+    size_t next_tensor; /* the reader's */
+    uint64_t next_piece;
+
+    const batch *current;                      /* the workers' */
+    piece_result *results;                     /* (n_targets, BATCH_PIECES) */
+    float *scratch;                            /* (workers, 2, NIB_PIECE_COLUMNS): weights, and what became of them */
+    nib_journal_entry sums[NIB_QUANTIZE_MOST]; /* of the tensor so far */
+} run;
+
+static const nib_choice_of_format *choice_of(const run *r, size_t target, size_t index) {
+    return &r->targets[target].layout.choices[index];
+}
+
+static const nib_tensor *tensor_at(const run *r, size_t index) {
+    return choice_of(r, 0, index)->tensor; /* every recipe has the same order */
+}
+
+/* Where a piece begins in its tensor if that is stored in this format. */
+static uint64_t position_in(const nib_format *format, const nib_tensor *tensor, const nib_piece *piece) {
+    const nib_format_facts *facts = nib_format_facts_of(format);
+    return (piece->row * tensor->ne[0] + piece->column) / facts->block * facts->bytes;
+}
+
+/* Bytes of n pieces from `first` on. */
+static size_t bytes_of_pieces(const nib_format *format, const nib_tensor *tensor, uint64_t first, size_t n) {
+    const nib_piece begin = nib_tensor_piece(tensor, first), last = nib_tensor_piece(tensor, first + n - 1);
+    return (size_t)(position_in(format, tensor, &last) - position_in(format, tensor, &begin)) +
+           nib_format_row_bytes(format, last.n);
 }
 
 /* weights, decoded: (n). Four sums side by side: quick, and in a fixed order. */
@@ -224,240 +109,414 @@ static void measure_piece(const float *weights, const float *decoded, size_t n, 
     result->max_abs_error = most;
 }
 
-static void encode_piece(const batch *b, const nib_piece *piece, uint8_t *out, float *weights, float *decoded,
-                         piece_result *result) {
-    const nib_choice_of_format *choice = b->choice;
+/* weights: (piece->n), decoded from the input. scratch: (NIB_PIECE_COLUMNS) */
+static void encode_piece(const nib_choice_of_format *choice, bool measure, const nib_piece *piece, const float *weights,
+                         uint8_t *out, float *scratch, piece_result *result) {
     *result = (piece_result){0};
-    nib_format_decode(choice->tensor->format, weights, piece->data, piece->n);
-    const size_t column = nib_first_not_finite(weights, piece->n);
-    if (column < piece->n) {
-        result->found = (nib_finding){.verdict = NIB_VERDICT_NOT_FINITE, .has_column = true};
-        result->found.column = piece->column + column;
-        return;
-    }
     /* each matrix of a stack (of experts) has importance of its own */
     const uint64_t matrix = piece->row / choice->tensor->ne[1] % choice->tensor->ne[2];
     const float *importance =
         choice->importance ? choice->importance + matrix * choice->tensor->ne[0] + piece->column : NULL;
     if (!importance && choice->grid_search) {
-        for (size_t i = 0; i < piece->n; i++) decoded[i] = 1; /* its turn comes later */
-        importance = decoded;
+        for (size_t i = 0; i < piece->n; i++) scratch[i] = 1; /* its turn comes later */
+        importance = scratch;
     }
     result->found.verdict = nib_format_encode(choice->format, out, weights, piece->n, importance);
-    if (result->found.verdict != NIB_VERDICT_OK || !b->measure) return;
-    nib_format_decode(choice->format, decoded, out, piece->n);
-    measure_piece(weights, decoded, piece->n, result);
+    if (result->found.verdict != NIB_VERDICT_OK || !measure) return;
+    nib_format_decode(choice->format, scratch, out, piece->n);
+    measure_piece(weights, scratch, piece->n, result);
+}
+
+/* One piece for all outputs. weights, scratch: (NIB_PIECE_COLUMNS) */
+static void work_on_piece(const run *r, size_t index, float *weights, float *scratch) {
+    const batch *b = r->current;
+    const nib_tensor *tensor = tensor_at(r, b->index);
+    const nib_piece first = nib_tensor_piece(tensor, b->first);
+    nib_piece piece = nib_tensor_piece(tensor, b->first + index);
+    piece.data = b->in + (position_in(tensor->format, tensor, &piece) - position_in(tensor->format, tensor, &first));
+    bool is_decoded = false;
+    size_t bad_column = piece.n;
+    for (size_t t = 0; t < r->n_targets; t++) {
+        const nib_choice_of_format *choice = choice_of(r, t, b->index);
+        piece_result *result = &r->results[t * BATCH_PIECES + index];
+        if (!b->is_wanted[t]) continue;
+        if (choice->copied) {
+            *result = (piece_result){.found = nib_piece_check(tensor, &piece, scratch)};
+            continue;
+        }
+        if (!is_decoded) {
+            nib_format_decode(tensor->format, weights, piece.data, piece.n);
+            bad_column = nib_first_not_finite(weights, piece.n);
+            is_decoded = true;
+        }
+        if (bad_column < piece.n) {
+            *result = (piece_result){.found = {.verdict = NIB_VERDICT_NOT_FINITE, .has_column = true}};
+            result->found.column = piece.column + bad_column;
+            continue;
+        }
+        const uint64_t at = position_in(choice->format, tensor, &piece) - position_in(choice->format, tensor, &first);
+        encode_piece(choice, r->params[t].measure_error, &piece, weights, b->out + b->out_at[t] + at, scratch, result);
+    }
 }
 
 static void work_on_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
-    const batch *b = arg;
-    const nib_tensor *tensor = b->choice->tensor;
-    float *weights = b->scratch + (size_t)worker * 2 * NIB_PIECE_COLUMNS, *decoded = weights + NIB_PIECE_COLUMNS;
-    const nib_piece first = nib_tensor_piece(tensor, b->first);
-    const uint64_t base = out_position(b->choice, &first);
-    for (size_t i = begin; i < end; i++) {
-        const nib_piece piece = nib_tensor_piece(tensor, b->first + i);
-        if (b->choice->copied)
-            b->results[i] = (piece_result){.found = nib_piece_check(tensor, &piece, weights)};
-        else
-            encode_piece(b, &piece, b->out + (out_position(b->choice, &piece) - base), weights, decoded,
-                         &b->results[i]);
-    }
+    const run *r = arg;
+    float *weights = r->scratch + (size_t)worker * 2 * NIB_PIECE_COLUMNS;
+    for (size_t i = begin; i < end; i++) work_on_piece(r, i, weights, weights + NIB_PIECE_COLUMNS);
 }
 
-/* ---- One tensor ---------------------------------------------------------------------------------------------------- */
-
-typedef struct run {
-    const nib_gguf *gguf;
-    const nib_quantize_params *params;
-    nib_pool *pool;
-    nib_output *output;
-    nib_meter meter;
-    char stage[96];
-    XXH3_state_t *hash;
-    batch batch;
-    nib_error *error;
-} run;
-
-static nib_status refuse_piece(const run *r, const nib_piece *piece, const nib_finding *found) {
-    const nib_choice_of_format *choice = r->batch.choice;
+static nib_status refuse_piece(const run *r, const nib_choice_of_format *choice, const nib_piece *piece,
+                               const nib_finding *found, nib_error *error) {
     const nib_tensor *tensor = choice->tensor;
-    const char *file = nib_gguf_path(r->gguf), *to = nib_format_facts_of(choice->format)->name;
-    const int64_t offset = (int64_t)(tensor->offset + (uint64_t)(piece->data - tensor->data));
+    const char *file = nib_gguf_file_path(r->gguf, tensor->shard), *to = nib_format_facts_of(choice->format)->name;
+    const int64_t offset = (int64_t)(tensor->offset + position_in(tensor->format, tensor, piece));
     if (found->has_column) {
-        nib_fail_at(r->error, NIB_ERR_CORRUPT, file, offset, tensor->name,
+        nib_fail_at(error, NIB_ERR_CORRUPT, file, offset, tensor->name,
                     "tensor %s has NaN or infinity at row %" PRIu64 ", column %" PRIu64, tensor->name, piece->row,
                     found->column);
-        return nib_hint(r->error, NIB_ERR_CORRUPT,
+        return nib_hint(error, NIB_ERR_CORRUPT,
                         "the model is damaged or overflowed when it was converted; convert or "
                         "download it again");
     }
     if (choice->copied) {
-        nib_fail_at(r->error, NIB_ERR_CORRUPT, file, offset, tensor->name, "tensor %s (%s), row %" PRIu64 ": %s",
+        nib_fail_at(error, NIB_ERR_CORRUPT, file, offset, tensor->name, "tensor %s (%s), row %" PRIu64 ": %s",
                     tensor->name, to, piece->row,
                     found->verdict == NIB_VERDICT_BAD_CODE ? "a code that no encoder writes" : "a scale is not finite");
-        return nib_hint(r->error, NIB_ERR_CORRUPT, "the file is damaged; download it again");
+        return nib_hint(error, NIB_ERR_CORRUPT, "the file is damaged; download it again");
     }
-    nib_fail_at(r->error, NIB_ERR_CORRUPT, file, offset, tensor->name,
+    nib_fail_at(error, NIB_ERR_CORRUPT, file, offset, tensor->name,
                 "tensor %s, row %" PRIu64 ": the weights are too large for %s, whose numbers or scales would overflow",
                 tensor->name, piece->row, to);
-    return nib_hint(r->error, NIB_ERR_CORRUPT, "keep such weights in a format with a wide range: --to bf16 or f32");
+    return nib_hint(error, NIB_ERR_CORRUPT, "keep such weights in a format with a wide range: --to bf16 or f32");
 }
 
-/* Pieces that a batch of this tensor takes. */
-static size_t batch_length(const nib_choice_of_format *choice) {
-    const nib_format_facts *facts = nib_format_facts_of(choice->format);
-    const uint64_t ne0 = choice->tensor->ne[0], columns = ne0 < NIB_PIECE_COLUMNS ? ne0 : NIB_PIECE_COLUMNS;
-    const uint64_t fits = BATCH_BYTES / (columns / facts->block * facts->bytes);
-    return fits < BATCH_PIECES ? (size_t)fits : BATCH_PIECES;
+/* ---- The three stages ---------------------------------------------------------------------------------------------- */
+
+/* Pieces that a batch of this tensor takes: at least one, since 64 outputs of one piece fit. */
+static size_t batch_length(const run *r, size_t index) {
+    const nib_tensor *tensor = tensor_at(r, index);
+    const size_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? (size_t)tensor->ne[0] : NIB_PIECE_COLUMNS;
+    size_t n_out = 1;
+    for (size_t t = 0; t < r->n_targets; t++)
+        if (!choice_of(r, t, index)->copied) n_out += nib_format_row_bytes(choice_of(r, t, index)->format, columns);
+    size_t n = BATCH_IN_BYTES / nib_format_row_bytes(tensor->format, columns);
+    if (n > BATCH_OUT_BYTES / n_out) n = BATCH_OUT_BYTES / n_out;
+    if (n > BATCH_WEIGHTS / columns) n = BATCH_WEIGHTS / columns;
+    return n < BATCH_PIECES ? n : BATCH_PIECES;
 }
 
-/* Encodes (or looks through) n pieces from b->first on and writes them. */
-static nib_status write_batch(run *r, size_t n, piece_result *sums) {
-    batch *b = &r->batch;
-    const nib_choice_of_format *choice = b->choice;
-    const nib_tensor *tensor = choice->tensor;
-    const uint64_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? tensor->ne[0] : NIB_PIECE_COLUMNS;
-    nib_par_for(r->pool, n, (size_t)(PIECE_WEIGHTS_PER_CLAIM / columns ? PIECE_WEIGHTS_PER_CLAIM / columns : 1),
-                work_on_pieces, b);
-    for (size_t i = 0; i < n; i++) {
-        const piece_result *result = &b->results[i];
-        if (result->found.verdict != NIB_VERDICT_OK) {
-            const nib_piece piece = nib_tensor_piece(tensor, b->first + i);
-            return refuse_piece(r, &piece, &result->found);
-        }
-        sums->sum_squares += result->sum_squares;
-        sums->sum_squared_errors += result->sum_squared_errors;
-        if (result->max_abs_error > sums->max_abs_error) sums->max_abs_error = result->max_abs_error;
+static nib_status read_batch(void *user, unsigned slot, bool *end, nib_error *error) {
+    run *r = user;
+    batch *b = &r->batches[slot];
+    if (r->next_tensor == r->n_tensors) {
+        *end = true;
+        return NIB_OK;
     }
-    const nib_piece first = nib_tensor_piece(tensor, b->first), last = nib_tensor_piece(tensor, b->first + n - 1);
-    const size_t n_in = (size_t)(last.data + last.n_bytes - first.data);
-    const nib_format_facts *facts = nib_format_facts_of(choice->format);
-    const uint64_t begin = out_position(choice, &first);
-    const size_t n_out = (size_t)(out_position(choice, &last) + last.n / facts->block * facts->bytes - begin);
-    const uint8_t *bytes = choice->copied ? first.data : b->out;
-    XXH3_128bits_update(r->hash, bytes, n_out);
-    NIB_TRY(nib_output_write(r->output, bytes, n_out, r->error));
-    b->first += n;
-    return nib_meter_add(&r->meter, (double)n_in, r->error);
-}
-
-static nib_status write_tensor(run *r, const nib_choice_of_format *choice, nib_quantized_tensor *report) {
-    static const uint8_t zeros[NIB_GGUF_ALIGNMENT] = {0};
-    const nib_tensor *tensor = choice->tensor;
-    const uint64_t n_pieces = nib_tensor_n_pieces(tensor);
-    const size_t length = batch_length(choice);
-    piece_result sums = {0};
-    r->batch.choice = choice;
-    r->batch.first = 0;
-    nib_gguf_hash_head(r->hash, tensor->name, choice->format, tensor->ne);
-    while (r->batch.first < n_pieces) {
-        const uint64_t rest = n_pieces - r->batch.first;
-        NIB_TRY(write_batch(r, rest < length ? (size_t)rest : length, &sums));
+    const nib_tensor *tensor = tensor_at(r, r->next_tensor);
+    const nib_map *map = nib_gguf_map(r->gguf, tensor->shard);
+    const char *path = nib_gguf_file_path(r->gguf, tensor->shard);
+    const size_t length = batch_length(r, r->next_tensor);
+    const uint64_t rest = nib_tensor_n_pieces(tensor) - r->next_piece;
+    b->index = r->next_tensor;
+    b->first = r->next_piece;
+    b->n = rest < length ? (size_t)rest : length;
+    b->is_last = b->n == rest;
+    for (size_t t = 0; t < r->n_targets; t++) b->is_wanted[t] = b->index >= r->n_before[t];
+    b->n_in = bytes_of_pieces(tensor->format, tensor, b->first, b->n);
+    const nib_piece first = nib_tensor_piece(tensor, b->first);
+    const uint64_t offset = tensor->offset + position_in(tensor->format, tensor, &first);
+    NIB_TRY(nib_map_read(map, path, offset, b->n_in, b->in, error));
+    NIB_TRY(nib_map_check_unchanged(map, path, error)); /* after: what was read is what the header described */
+    r->next_piece += b->n;
+    if (b->is_last) {
+        r->next_piece = 0;
+        r->next_tensor++;
     }
-    *report = (nib_quantized_tensor){.from = tensor->format, .to = choice->format, .rel_rmse = NAN, .max_abs_err = NAN};
-    snprintf(report->name, sizeof report->name, "%s", tensor->name);
-    snprintf(report->fallback, sizeof report->fallback, "%s", choice->fallback);
-    NIB_TRY(size_of_tensor(r->gguf, choice, &report->n_bytes, r->error));
-    if (r->params->measure_error) {
-        report->max_abs_err = sums.max_abs_error;
-        if (choice->copied)
-            report->rel_rmse = 0;
-        else if (sums.sum_squares > 0)
-            report->rel_rmse = sqrt(sums.sum_squared_errors / sums.sum_squares);
-    }
-    const uint64_t padding = nib_round_up(report->n_bytes, NIB_GGUF_ALIGNMENT) - report->n_bytes;
-    return nib_output_write(r->output, zeros, (size_t)padding, r->error);
-}
-
-/* ---- The whole file ------------------------------------------------------------------------------------------------ */
-
-static nib_status take_room(run *r) {
-    batch *b = &r->batch;
-    const size_t scratch_bytes = (size_t)nib_pool_size(r->pool) * 2 * NIB_PIECE_COLUMNS * sizeof *b->scratch;
-    b->out = nib_alloc_aligned(BATCH_BYTES);
-    b->results = nib_alloc(BATCH_PIECES, sizeof *b->results);
-    b->scratch = nib_alloc_aligned(scratch_bytes);
-    r->hash = XXH3_createState();
-    if (!b->out || !b->results || !b->scratch || !r->hash)
-        return nib_fail_memory(r->error, BATCH_BYTES + scratch_bytes + BATCH_PIECES * sizeof *b->results);
-    XXH3_128bits_reset(r->hash);
     return NIB_OK;
+}
+
+static nib_status encode_batch(void *user, unsigned slot, nib_error *error) {
+    run *r = user;
+    batch *b = &r->batches[slot];
+    const nib_tensor *tensor = tensor_at(r, b->index);
+    const uint64_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? tensor->ne[0] : NIB_PIECE_COLUMNS;
+    size_t out_at = 0;
+    if (b->first == 0) memset(r->sums, 0, sizeof r->sums);
+    for (size_t t = 0; t < r->n_targets; t++) {
+        const nib_choice_of_format *choice = choice_of(r, t, b->index);
+        b->n_bytes[t] = bytes_of_pieces(choice->format, tensor, b->first, b->n);
+        b->out_at[t] = out_at;
+        if (!choice->copied) out_at += b->n_bytes[t];
+    }
+    r->current = b;
+    nib_par_for(r->pool, b->n, (size_t)(PIECE_WEIGHTS_PER_CLAIM / columns ? PIECE_WEIGHTS_PER_CLAIM / columns : 1),
+                work_on_pieces, r);
+    for (size_t i = 0; i < b->n; i++)
+        for (size_t t = 0; t < r->n_targets; t++) {
+            const piece_result *result = &r->results[t * BATCH_PIECES + i];
+            nib_journal_entry *sums = &r->sums[t];
+            if (!b->is_wanted[t]) continue;
+            if (result->found.verdict != NIB_VERDICT_OK) {
+                const nib_piece piece = nib_tensor_piece(tensor, b->first + i);
+                return refuse_piece(r, choice_of(r, t, b->index), &piece, &result->found, error);
+            }
+            sums->sum_squares += result->sum_squares;
+            sums->sum_squared_errors += result->sum_squared_errors;
+            if (result->max_abs_error > sums->max_abs_error) sums->max_abs_error = result->max_abs_error;
+        }
+    if (b->is_last) memcpy(b->sums, r->sums, sizeof b->sums);
+    return nib_meter_add(&r->meter, (double)b->n_in, error);
+}
+
+static nib_status write_batch(void *user, unsigned slot, nib_error *error) {
+    run *r = user;
+    const batch *b = &r->batches[slot];
+    for (size_t t = 0; t < r->n_targets; t++) {
+        if (!b->is_wanted[t]) continue;
+        if (b->first == 0) nib_target_begin_tensor(&r->targets[t]);
+        const uint8_t *bytes = choice_of(r, t, b->index)->copied ? b->in : b->out + b->out_at[t];
+        NIB_TRY(nib_target_write(&r->targets[t], bytes, b->n_bytes[t], error));
+        if (b->is_last) NIB_TRY(nib_target_end_tensor(&r->targets[t], &b->sums[t], error));
+    }
+    return NIB_OK;
+}
+
+/* ---- The whole job ------------------------------------------------------------------------------------------------- */
+
+static nib_status take_room(run *r, nib_error *error) {
+    const size_t scratch_bytes = (size_t)nib_pool_size(r->pool) * 2 * NIB_PIECE_COLUMNS * sizeof *r->scratch;
+    r->results = nib_alloc(r->n_targets * BATCH_PIECES, sizeof *r->results);
+    r->scratch = nib_alloc_aligned(scratch_bytes);
+    bool has_all = r->results && r->scratch;
+    for (size_t i = 0; i < NIB_PIPELINE_SLOTS; i++) {
+        r->batches[i].in = nib_alloc_aligned(BATCH_IN_BYTES);
+        r->batches[i].out = nib_alloc_aligned(BATCH_OUT_BYTES);
+        has_all = has_all && r->batches[i].in && r->batches[i].out;
+    }
+    if (has_all) return NIB_OK;
+    return nib_fail_memory(error, NIB_PIPELINE_SLOTS * (BATCH_IN_BYTES + BATCH_OUT_BYTES) + scratch_bytes +
+                                      r->n_targets * BATCH_PIECES * sizeof *r->results);
 }
 
 static void release_room(run *r) {
-    nib_free_aligned(r->batch.out);
-    free(r->batch.results);
-    nib_free_aligned(r->batch.scratch);
-    XXH3_freeState(r->hash);
+    free(r->results);
+    nib_free_aligned(r->scratch);
+    for (size_t i = 0; i < NIB_PIPELINE_SLOTS; i++) {
+        nib_free_aligned(r->batches[i].in);
+        nib_free_aligned(r->batches[i].out);
+    }
 }
 
-static nib_status write_file(run *r, const layout *l, nib_quantized *out) {
-    uint64_t n_in = 0, n_payload = 0, n_weights = 0;
-    for (size_t i = 0; i < l->n; i++) n_in += l->choices[i].tensor->n_bytes;
-    snprintf(r->stage, sizeof r->stage, "quantize %s", nib_recipe_name(r->params->recipe));
-    nib_meter_init(&r->meter, r->meter.watch, r->stage, (double)n_in);
-    NIB_TRY(nib_output_write(r->output, l->head.text.data, l->head.text.n_bytes, r->error));
-    for (size_t i = 0; i < l->n; i++) {
-        NIB_TRY(write_tensor(r, &l->choices[i], &out->tensors[i]));
-        n_payload += out->tensors[i].n_bytes;
-        n_weights += l->choices[i].tensor->n_elements;
+/* What the journal must agree on. Last the layout, which covers whatever has no line of its own. */
+static nib_status describe(const nib_gguf *gguf, const nib_quantize_params *params, nib_target *target,
+                           nib_error *error) {
+    nib_string *fields = &target->fields;
+    const nib_layout *l = &target->layout;
+    XXH3_state_t *state = XXH3_createState();
+    if (!state) return nib_fail_memory(error, sizeof(XXH64_hash_t) * 64);
+    nib_string_addf(fields, "version %s\n", nib_version());
+    for (unsigned i = 0; i < nib_gguf_n_files(gguf); i++) {
+        const nib_map *map = nib_gguf_map(gguf, i);
+        nib_string_addf(fields, "input_bytes %zu\ninput_mtime %" PRId64 "\n", map->n_bytes, map->mtime_ns);
     }
-    out->bpw = n_weights ? 8.0 * (double)n_payload / (double)n_weights : 0;
-    nib_gguf_hash_text(r->hash, out->hash);
+    nib_string_addf(fields, "recipe %s\npure %d\nprovenance %d\nsplit_bytes %" PRIu64 "\nmeasure_error %d\n",
+                    nib_recipe_name(params->recipe), params->pure, !params->no_provenance, params->split_bytes,
+                    params->measure_error);
+    XXH3_64bits_reset(state);
+    for (size_t i = 0; i < l->n; i++) {
+        const nib_tensor *tensor = l->choices[i].tensor;
+        if (l->choices[i].importance)
+            XXH3_64bits_update(state, l->choices[i].importance,
+                               (size_t)(tensor->ne[0] * tensor->ne[2]) * sizeof *l->choices[i].importance);
+    }
+    nib_string_addf(fields, "imatrix %016" PRIx64 "\n", (uint64_t)XXH3_64bits_digest(state));
+    XXH3_64bits_reset(state);
+    for (size_t i = 0; i < l->n; i++) {
+        const char *name = nib_format_facts_of(l->choices[i].format)->name;
+        XXH3_64bits_update(state, name, strlen(name) + 1);
+    }
+    nib_string_addf(fields, "formats %016" PRIx64 "\n", (uint64_t)XXH3_64bits_digest(state));
+    XXH3_64bits_reset(state);
+    for (size_t p = 0; p < l->n_parts; p++)
+        XXH3_64bits_update(state, l->parts[p].head.text.data, l->parts[p].head.text.n_bytes);
+    nib_string_addf(fields, "header %016" PRIx64 "\n", (uint64_t)XXH3_64bits_digest(state));
+    XXH3_freeState(state);
+    return fields->failed ? nib_fail_memory(error, 1024) : NIB_OK;
+}
+
+static nib_status check_names(const nib_gguf *gguf, const nib_target *targets, size_t n, nib_error *error) {
+    for (size_t t = 0; t < n; t++) {
+        for (size_t k = 0; k < t; k++)
+            if (nib_same_output(targets[t].path_out, targets[k].path_out)) {
+                nib_fail_at(error, NIB_ERR_USAGE, targets[t].path_out, -1, NULL, "two outputs have this name");
+                return nib_hint(error, NIB_ERR_USAGE, "give every output a name of its own");
+            }
+        for (size_t p = 0; p < targets[t].layout.n_parts; p++)
+            for (unsigned i = 0; i < nib_gguf_n_files(gguf); i++)
+                NIB_TRY(nib_output_refuse_input(targets[t].layout.parts[p].path, nib_gguf_map(gguf, i), error));
+    }
     return NIB_OK;
 }
 
-static void warn_about_importance(const layout *l, const nib_imatrix *imatrix, const nib_watch *watch) {
-    for (size_t i = 0; imatrix && i < l->n; i++) {
-        const nib_tensor *tensor = l->choices[i].tensor;
-        const float *values;
-        if (l->choices[i].importance || !wants_importance(&l->choices[i])) continue;
-        const bool absent =
-            nib_imatrix_find(imatrix, tensor->name, tensor->ne[0], tensor->ne[2], &values) == NIB_IMATRIX_ABSENT;
-        nib_warn(watch, "%s: %s; it is quantized without importance", tensor->name,
-                 absent ? "the importance matrix has no such entry"
-                        : "its entry in the importance matrix is for another shape");
+static nib_status check_space(const nib_target *targets, size_t n, nib_error *error) {
+    nib_status status = NIB_OK;
+    size_t n_parts = 0, k = 0;
+    for (size_t t = 0; t < n; t++) n_parts += targets[t].layout.n_parts;
+    const char **paths = nib_alloc(n_parts, sizeof *paths);
+    uint64_t *n_bytes = nib_alloc(n_parts, sizeof *n_bytes);
+    if (!paths || !n_bytes) {
+        status = nib_fail_memory(error, n_parts * (sizeof *paths + sizeof *n_bytes));
+        goto fail;
     }
+    for (size_t t = 0; t < n; t++)
+        for (size_t p = 0; p < targets[t].layout.n_parts; p++, k++) {
+            paths[k] = targets[t].layout.parts[p].path;
+            n_bytes[k] = targets[t].layout.parts[p].n_bytes;
+        }
+    status = nib_outputs_check_space(paths, n_bytes, n_parts, error);
+fail:
+    free(paths);
+    free(n_bytes);
+    return status;
+}
+
+/* All that can be refused before the first byte is written. */
+static nib_status plan_targets(run *r, const char *const paths_out[], nib_error *error) {
+    for (unsigned i = 0; i < nib_gguf_n_files(r->gguf); i++)
+        NIB_TRY(nib_map_check_unchanged(nib_gguf_map(r->gguf, i), nib_gguf_file_path(r->gguf, i), error));
+    for (size_t t = 0; t < r->n_targets; t++) {
+        const nib_quantize_params *params = &r->params[t];
+        r->targets[t] = (nib_target){.path_out = paths_out[t],
+                                     .resume = params->resume,
+                                     .force = params->force,
+                                     .sync = !params->no_sync,
+                                     .has_journal = !params->no_sync || params->resume};
+        NIB_TRY(nib_layout_make(r->gguf, paths_out[t], params, &r->targets[t].layout, error));
+        NIB_TRY(describe(r->gguf, params, &r->targets[t], error));
+    }
+    NIB_TRY(check_names(r->gguf, r->targets, r->n_targets, error));
+    return check_space(r->targets, r->n_targets, error);
+}
+
+/* Opens the outputs, sets what is left to do, and does it. */
+static nib_status write_targets(run *r, const nib_watch *watch, nib_error *error) {
+    double n_in = 0, n_in_before = 0;
+    const nib_pipeline pipeline = {.user = r, .read = read_batch, .work = encode_batch, .write = write_batch};
+    r->next_tensor = r->n_tensors;
+    for (size_t t = 0; t < r->n_targets; t++) {
+        NIB_TRY(nib_target_open(&r->targets[t], watch, error));
+        r->n_before[t] = r->targets[t].n_done;
+        if (r->n_before[t] < r->next_tensor) r->next_tensor = r->n_before[t];
+    }
+    for (size_t i = 0; i < r->n_tensors; i++) {
+        n_in += (double)tensor_at(r, i)->n_bytes;
+        if (i < r->next_tensor) n_in_before += (double)tensor_at(r, i)->n_bytes;
+    }
+    for (unsigned i = 0; i < nib_gguf_n_files(r->gguf); i++) nib_map_expect_sequential(nib_gguf_map(r->gguf, i));
+    nib_meter_init(&r->meter, watch, r->stage, n_in);
+    r->meter.done = n_in_before;
+    NIB_TRY(nib_pipeline_run(&pipeline, error));
+    for (size_t t = 0; t < r->n_targets; t++) NIB_TRY(nib_target_commit(&r->targets[t], error));
+    return NIB_OK;
+}
+
+/* Before targets open (n_resumed then is 0), and after they are written. */
+static nib_status begin_report(const run *r, size_t t, nib_quantized *out, nib_error *error) {
+    const nib_layout *l = &r->targets[t].layout;
+    snprintf(out->output, sizeof out->output, "%s", l->parts[0].path);
+    out->bytes_out = l->n_bytes;
+    out->n_files = (uint32_t)l->n_parts;
+    out->tensors = nib_alloc(l->n, sizeof *out->tensors);
+    if (!out->tensors) return nib_fail_memory(error, l->n * sizeof *out->tensors);
+    out->n_tensors = (uint32_t)l->n;
+    return NIB_OK;
+}
+
+static void end_report(const run *r, size_t t, double seconds, nib_quantized *out) {
+    const nib_target *target = &r->targets[t];
+    uint64_t n_payload = 0, n_weights = 0;
+    for (size_t i = 0; i < target->layout.n; i++) {
+        const nib_choice_of_format *choice = &target->layout.choices[i];
+        const nib_journal_entry *entry = &target->entries[i];
+        nib_quantized_tensor *tensor = &out->tensors[i];
+        *tensor = (nib_quantized_tensor){
+            .from = choice->tensor->format, .to = choice->format, .rel_rmse = NAN, .max_abs_err = NAN};
+        snprintf(tensor->name, sizeof tensor->name, "%s", choice->tensor->name);
+        snprintf(tensor->fallback, sizeof tensor->fallback, "%s", choice->fallback);
+        tensor->n_bytes = target->layout.places[i].n_bytes;
+        n_payload += tensor->n_bytes;
+        n_weights += choice->tensor->n_elements;
+        if (!r->params[t].measure_error) continue;
+        tensor->max_abs_err = entry->max_abs_error;
+        if (choice->copied)
+            tensor->rel_rmse = 0;
+        else if (entry->sum_squares > 0)
+            tensor->rel_rmse = sqrt(entry->sum_squared_errors / entry->sum_squares);
+    }
+    out->bpw = n_weights ? 8.0 * (double)n_payload / (double)n_weights : 0;
+    out->n_resumed = (uint32_t)r->n_before[t];
+    out->seconds = seconds;
+    out->peak_rss = nib_peak_anonymous_bytes();
+    nib_gguf_hash_text(target->whole, out->hash);
+}
+
+static void name_stage(run *r) {
+    size_t n = (size_t)snprintf(r->stage, sizeof r->stage, "quantize ");
+    for (size_t t = 0; t < r->n_targets && n < sizeof r->stage; t++)
+        n += (size_t)snprintf(r->stage + n, sizeof r->stage - n, "%s%s", t ? "," : "",
+                              nib_recipe_name(r->params[t].recipe));
+}
+
+nib_status nib_quantize_many(const nib_gguf *gguf, size_t n, const char *const paths_out[],
+                             const nib_quantize_params params[], nib_pool *pool, const nib_watch *watch,
+                             nib_quantized outs[], nib_error *error) {
+    nib_status status;
+    const double began = nib_now();
+    for (size_t t = 0; t < n; t++) {
+        outs[t] = (nib_quantized){.recipe = params[t].recipe, .pure = params[t].pure, .bytes_in = nib_gguf_bytes(gguf)};
+        snprintf(outs[t].input, sizeof outs[t].input, "%s", nib_gguf_path(gguf));
+        snprintf(outs[t].output, sizeof outs[t].output, "%s", paths_out[t]);
+        if (params[t].imatrix)
+            snprintf(outs[t].imatrix, sizeof outs[t].imatrix, "%s", nib_imatrix_facts_of(params[t].imatrix).path);
+    }
+    if (n == 0 || n > NIB_QUANTIZE_MOST)
+        return nib_fail(error, NIB_ERR_USAGE, "%zu outputs at once; 1 to %u are possible", n, NIB_QUANTIZE_MOST);
+    run *r = nib_alloc(1, sizeof *r);
+    if (!r) return nib_fail_memory(error, sizeof *r);
+    *r = (run){.gguf = gguf, .params = params, .n_targets = n, .pool = pool};
+    r->n_tensors = (size_t)nib_gguf_n_tensors(gguf);
+    name_stage(r);
+    r->targets = nib_alloc(n, sizeof *r->targets);
+    if (!r->targets) {
+        status = nib_fail_memory(error, n * sizeof *r->targets);
+        goto fail;
+    }
+    NIB_TRY_GOTO(plan_targets(r, paths_out, error));
+    if (nib_gguf_trailing_bytes(gguf))
+        nib_warn(watch, "%s: %" PRIu64 " bytes after the last tensor are left out", nib_gguf_path(gguf),
+                 nib_gguf_trailing_bytes(gguf));
+    for (size_t t = 0; t < n; t++) {
+        nib_layout_warn(&r->targets[t].layout, params[t].imatrix, watch);
+        if (t == 0 || params[t].overrides != params[0].overrides)
+            nib_overrides_warn_unused(params[t].overrides, gguf, watch);
+    }
+    for (size_t t = 0; t < n; t++) NIB_TRY_GOTO(begin_report(r, t, &outs[t], error));
+    NIB_TRY_GOTO(take_room(r, error));
+    NIB_TRY_GOTO(write_targets(r, watch, error));
+    for (size_t t = 0; t < n; t++) end_report(r, t, nib_now() - began, &outs[t]);
+fail:
+    for (size_t t = 0; r->targets && t < n; t++)
+        nib_target_fini(&r->targets[t],
+                        status != NIB_OK && params[t].resume && status != NIB_ERR_CORRUPT && status != NIB_ERR_BUG);
+    free(r->targets);
+    release_room(r);
+    free(r);
+    return status;
 }
 
 nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params, nib_pool *pool,
                         const nib_watch *watch, nib_quantized *out, nib_error *error) {
-    nib_status status;
-    const double began = nib_now();
-    layout l = {0};
-    run r = {.gguf = gguf, .params = params, .pool = pool, .meter = {.watch = watch}, .error = error};
-    r.batch.measure = params->measure_error;
-    *out = (nib_quantized){.recipe = params->recipe, .pure = params->pure, .bytes_in = nib_gguf_bytes(gguf)};
-    snprintf(out->input, sizeof out->input, "%s", nib_gguf_path(gguf));
-    snprintf(out->output, sizeof out->output, "%s", path_out);
-    if (params->imatrix) snprintf(out->imatrix, sizeof out->imatrix, "%s", nib_imatrix_facts_of(params->imatrix).path);
-    NIB_TRY_GOTO(make_layout(gguf, params, &l, error));
-    warn_about_importance(&l, params->imatrix, watch);
-    nib_overrides_warn_unused(params->overrides, gguf, watch);
-    if (nib_gguf_trailing_bytes(gguf))
-        nib_warn(watch, "%s: %" PRIu64 " bytes after the last tensor are left out", nib_gguf_path(gguf),
-                 nib_gguf_trailing_bytes(gguf));
-    out->bytes_out = l.n_bytes;
-    out->tensors = nib_alloc(l.n, sizeof *out->tensors);
-    if (!out->tensors) {
-        status = nib_fail_memory(error, l.n * sizeof *out->tensors);
-        goto fail;
-    }
-    out->n_tensors = (uint32_t)l.n;
-    NIB_TRY_GOTO(take_room(&r));
-    NIB_TRY_GOTO(nib_output_open(path_out, params->force, nib_gguf_map(gguf), l.n_bytes, &r.output, error));
-    NIB_TRY_GOTO(write_file(&r, &l, out));
-    status = nib_output_commit(r.output, !params->no_sync, error);
-    r.output = NULL; /* freed whatever happened */
-    if (status != NIB_OK) goto fail;
-    out->seconds = nib_now() - began;
-    out->peak_rss = nib_peak_anonymous_bytes();
-fail:
-    nib_output_discard(r.output);
-    release_room(&r);
-    layout_fini(&l);
-    return status;
+    return nib_quantize_many(gguf, 1, &path_out, params, pool, watch, out, error);
 }
 
 void nib_quantized_fini(nib_quantized *quantized) {
@@ -482,6 +541,8 @@ void nib_quantized_write_json(const nib_quantized *quantized, nib_json *json) {
     nib_json_uint(json, "n_tensors", quantized->n_tensors);
     nib_json_uint(json, "bytes_in", quantized->bytes_in);
     nib_json_uint(json, "bytes_out", quantized->bytes_out);
+    nib_json_uint(json, "n_files", quantized->n_files);
+    nib_json_uint(json, "n_resumed", quantized->n_resumed);
     nib_json_number(json, "bpw", quantized->bpw);
     nib_json_number(json, "seconds", quantized->seconds);
     nib_json_uint(json, "peak_rss", quantized->peak_rss);

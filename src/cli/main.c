@@ -3,6 +3,9 @@
 #include "cli.h"
 #include <errno.h>
 #include <locale.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -106,6 +109,10 @@ int main(int argc, char **argv) {
     nib_error error = {.offset = -1};
     nib_status status = NIB_OK;
     setlocale(LC_CTYPE, "");
+#ifdef __GLIBC__
+    /* Large blocks go back to the system when freed: glibc would raise this limit and keep a session's memory for ever. */
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
     nib_console_begin();
     nib_console_configure("auto", "auto", false, mentions_json(argc, argv));
     const char *name = argc > 1 ? argv[1] : NULL;

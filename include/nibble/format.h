@@ -11,7 +11,7 @@ extern "C" {
 
 /* Which kernels multiply with the format. */
 typedef enum nib_class {
-    NIB_CLASS_NONE,   /* not for weights: integers, rounded activations, or known by name and size only */
+    NIB_CLASS_NONE,   /* not for weights: integers and rounded activations */
     NIB_CLASS_FLOAT,  /* f32, f16, bf16, plain floats: multiplied as floats */
     NIB_CLASS_SCALED, /* integer codes, a scale (and perhaps a minimum) per 16 or 32 of them: multiplied as integers */
 } nib_class;

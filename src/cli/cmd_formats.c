@@ -124,7 +124,7 @@ static void print_rest(void) {
     if (n_others) print_names("others:", others, n_others);
     print_own();
     print_names("recipes for --to:", recipes, n_recipes);
-    printf("nibble formats NAME tells more of one; --all lists every format, also those only known by name\n");
+    printf("nibble formats NAME tells more of one; --all lists every format\n");
 }
 
 static nib_status check_names(const nib_cli *cli, nib_error *error) {
@@ -173,7 +173,7 @@ static nib_status run(nib_cli *cli, nib_error *error) {
 }
 
 static const nib_option options[] = {
-    {.name = "all", .letter = 'a', .kind = NIB_OPTION_SWITCH, .about = "every format, also those only known by name"},
+    {.name = "all", .letter = 'a', .kind = NIB_OPTION_SWITCH, .about = "every format, each on its own line"},
     {.name = NULL},
 };
 

@@ -36,33 +36,35 @@ LANES_INLINE void load_sub_blocks(vf *to, unsigned n, const float *from, size_t 
     for (unsigned j = 0; j < n; j += 16) load_lanes(to + j, from + j, n, n_lanes);
 }
 
-#define ROUNDING  12582912.0f /* 1.5 * 2^23 */
-#define ROUND_MAX 4194303.0f  /* no limit */
+#define ROUNDING 12582912.0f /* 1.5 * 2^23 */
 
-/* ROUNDING + round_even(x) limited to low..high: the integer stands in the lowest bits. Sums past the range of the trick
- * keep their mantissa, as in round_even. */
-LANES_INLINE vf round_shifted(vf x, float low, float high) {
+/* Rounded numbers come as ROUNDING + integer: the integer's low bytes stand in the lowest bits. As in round_even(), what is
+ * out of range keeps the mantissa of the sum. */
+LANES_INLINE vf round_shifted(vf x) {
     const vi mantissa = vi_and(vi_bits(vf_add(x, vf_splat(ROUNDING))), vi_splat(0x007fffff));
-    const vf shifted = vf_bits(vi_or(mantissa, vi_splat(0x4b000000)));
-    return vf_max(vf_min(shifted, vf_splat(ROUNDING + high)), vf_splat(ROUNDING + low));
+    return vf_bits(vi_or(mantissa, vi_splat(0x4b000000)));
+}
+
+/* The same, limited to integers low..high. */
+LANES_INLINE vf round_limited(vf x, float low, float high) {
+    return vf_max(vf_min(round_shifted(x), vf_splat(ROUNDING + high)), vf_splat(ROUNDING + low));
 }
 
 LANES_INLINE vf round_between(vf x, float low, float high) {
-    return vf_sub(round_shifted(x, low, high), vf_splat(ROUNDING));
+    return vf_sub(round_limited(x, low, high), vf_splat(ROUNDING));
 }
 
-/* As round_between without a lower limit. */
 LANES_INLINE vf round_below(vf x, float high) {
-    return round_between(x, -4194304.0f, high);
+    return vf_sub(vf_min(round_shifted(x), vf_splat(ROUNDING + high)), vf_splat(ROUNDING));
+}
+
+/* The low byte of rounded numbers. */
+LANES_INLINE vf byte_of(vf shifted) {
+    return vi_to_f(vi_and(vi_bits(shifted), vi_splat(255)));
 }
 
 LANES_INLINE vf vf_negate(vf x) {
     return vf_mul(x, vf_splat(-1));
-}
-
-/* (float)(uint8_t)x of integers. */
-static inline vf wrap_byte(vf x) {
-    return vi_to_f(vi_and(vi_bits(vf_add(x, vf_splat(ROUNDING))), vi_splat(255)));
 }
 
 /* ---- Weights of errors --------------------------------------------------------------------------------------------- */
@@ -298,7 +300,7 @@ LANES_INLINE vf fit_positive_lanes(unsigned n, int n_max, const vf *x, const vf 
     for (unsigned i = 0; i < n; i++) max = vf_max(max, x[i]);
     vf inverse = vf_div(vf_splat(most), max), scale = vf_div(one, inverse);
     for (unsigned i = 0; i < n; i++) {
-        const vf l = wrap_byte(round_below(vf_mul(inverse, x[i]), 4194303.0f));
+        const vf l = byte_of(round_shifted(vf_mul(inverse, x[i])));
         const vf e = vf_sub(x[i], vf_mul(scale, l));
         best = vf_add(best, vf_mul(vf_mul(weight[i], e), e));
     }
@@ -318,7 +320,7 @@ LANES_INLINE vf fit_positive_lanes(unsigned n, int n_max, const vf *x, const vf 
     descent d = {.sums = {zero, zero}};
     for (unsigned i = 0; i < n; i++) {
         const vf l = round_below(vf_mul(inverse, x[i]), most);
-        code[i] = wrap_byte(l);
+        code[i] = byte_of(vf_add(l, vf_splat(ROUNDING)));
         d.sums = add_level(d.sums, l, weight[i], vf_mul(weight[i], x[i]));
     }
     for (int sweep = 0; sweep < 5; sweep++) {
@@ -328,7 +330,7 @@ LANES_INLINE vf fit_positive_lanes(unsigned n, int n_max, const vf *x, const vf 
             const lane_sums rest = sums_without(d.sums, code[i], weight[i], weight_x);
             const vm may = vm_and(vf_lt(zero, rest.xl), vf_lt(zero, rest.ll));
             const vf l = round_below(vf_div(vf_mul(x[i], rest.ll), rest.xl), most);
-            descend(&d, &code[i], l, wrap_byte(l), rest, may, weight[i], weight_x);
+            descend(&d, &code[i], l, byte_of(vf_add(l, vf_splat(ROUNDING))), rest, may, weight[i], weight_x);
         }
         if (!vm_any(d.changed)) break;
     }
@@ -344,7 +346,7 @@ static inline void requantize(uint8_t *restrict code, size_t n, const float *res
                               int n_max) {
     for (size_t i = 0; i < n; i += 16) {
         const vf level = vf_div(vf_add(vf_load(x + i), vf_splat(min)), vf_splat(scale));
-        vi_store_bytes(code + i, vi_bits(round_shifted(level, 0, (float)n_max)));
+        vi_store_bytes(code + i, vi_bits(round_limited(level, 0, (float)n_max)));
     }
 }
 
@@ -352,7 +354,7 @@ static inline void requantize(uint8_t *restrict code, size_t n, const float *res
 static inline void requantize_symmetric(uint8_t *restrict code, size_t n, const float *restrict x, float scale,
                                         int n_max) {
     for (size_t i = 0; i < n; i += 16) {
-        const vf shifted = round_shifted(vf_div(vf_load(x + i), vf_splat(scale)), (float)-n_max, (float)(n_max - 1));
+        const vf shifted = round_limited(vf_div(vf_load(x + i), vf_splat(scale)), (float)-n_max, (float)(n_max - 1));
         vi_store_bytes(code + i, vi_add(vi_bits(shifted), vi_splat(n_max)));
     }
 }
@@ -362,7 +364,7 @@ static inline void codes_above(uint8_t *restrict code, size_t n, const float *re
                                int n_max) {
     for (size_t i = 0; i < n; i += 16) {
         const vf level = vf_mul(vf_splat(inverse), vf_sub(vf_load(x + i), vf_splat(from)));
-        vi_store_bytes(code + i, vi_bits(round_shifted(level, 0, (float)n_max)));
+        vi_store_bytes(code + i, vi_bits(round_limited(level, 0, (float)n_max)));
     }
 }
 
@@ -373,7 +375,7 @@ static inline void codes_around(uint8_t *restrict code, size_t n, const float *r
         return;
     }
     for (size_t i = 0; i < n; i += 16) {
-        const vf shifted = round_shifted(vf_mul(vf_splat(inverse), vf_load(x + i)), (float)-n_max, (float)(n_max - 1));
+        const vf shifted = round_limited(vf_mul(vf_splat(inverse), vf_load(x + i)), (float)-n_max, (float)(n_max - 1));
         vi_store_bytes(code + i, vi_add(vi_bits(shifted), vi_splat(n_max)));
     }
 }

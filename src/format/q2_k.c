@@ -58,7 +58,7 @@ static vf round_scales(const vf x[N_SUB], vf code[N_SUB]) {
     const vm any = vf_lt(vf_zero(), max);
     const vf inverse = vf_div(vf_splat(15), max);
     for (unsigned g = 0; g < N_SUB; g++)
-        code[g] = vf_choose(any, round_between(vf_mul(inverse, x[g]), -ROUND_MAX, ROUND_MAX), vf_zero());
+        code[g] = vf_choose(any, byte_of(round_shifted(vf_mul(inverse, x[g]))), vf_zero());
     return vf_choose(any, vf_div(max, vf_splat(15)), vf_zero());
 }
 

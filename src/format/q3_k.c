@@ -65,7 +65,7 @@ static vf round_scales(const vf x[N_SUB], vi code[N_SUB]) {
     const vf max = extreme_lanes(N_SUB, x), zero = vf_zero(), inverse = vf_div(vf_splat(-32), max);
     const vm none = vf_eq(max, zero);
     for (unsigned g = 0; g < N_SUB; g++) {
-        const vi rounded = vi_bits(round_shifted(vf_mul(inverse, x[g]), -ROUND_MAX, ROUND_MAX));
+        const vi rounded = vi_bits(round_shifted(vf_mul(inverse, x[g])));
         const vi level = vi_min(vi_max(vi_sar(vi_shl(rounded, 24), 24), vi_splat(-32)), vi_splat(31));
         code[g] = vi_choose(none, vi_splat(0), vi_add(level, vi_splat(32)));
     }

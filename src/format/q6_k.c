@@ -69,8 +69,7 @@ static void code_scales(float d[GROUP], uint8_t code[N_SUB][GROUP], const fits *
     const vf max = extreme_lanes(N_SUB, scale), inverse = vf_div(vf_splat(-128), max);
     const vm is_zero = vf_lt(vf_abs(max), vf_splat(SEARCH_ZERO));
     vf_store(d, vf_choose(is_zero, vf_zero(), vf_div(vf_splat(1), inverse)));
-    for (unsigned g = 0; g < N_SUB; g++)
-        vi_store_bytes(code[g], vi_bits(round_shifted(vf_mul(inverse, scale[g]), -ROUND_MAX, 127)));
+    for (unsigned g = 0; g < N_SUB; g++) vi_store_bytes(code[g], vf_to_i(round_below(vf_mul(inverse, scale[g]), 127)));
 }
 
 static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {

@@ -96,7 +96,7 @@ static inline vf round_sub32(const vf x[SUB32_N], vf code[SUB32_N]) {
     vf max = vf_zero();
     for (unsigned b = 0; b < SUB32_N; b++) max = vf_max(x[b], max);
     const vf inverse = vf_choose(vf_lt(vf_zero(), max), vf_div(vf_splat(63), max), vf_zero());
-    for (unsigned b = 0; b < SUB32_N; b++) code[b] = wrap_byte(round_below(vf_mul(inverse, x[b]), ROUND_MAX));
+    for (unsigned b = 0; b < SUB32_N; b++) code[b] = byte_of(round_shifted(vf_mul(inverse, x[b])));
     return vf_div(max, vf_splat(63));
 }
 

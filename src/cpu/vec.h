@@ -119,6 +119,10 @@ static inline vi vi_sar(vi x, int n) {
 static inline vf vf_sqrt(vf x) {
     return _mm512_sqrt_ps(x);
 }
+/* To the nearest integer, ties to even; |x| < 2^22. A zero may have either sign. */
+static inline vf vf_round(vf x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 /* Comparisons with a NaN are false. */
 static inline vm vf_lt(vf x, vf y) {
     return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ);
@@ -358,6 +362,12 @@ static inline vi vi_sar(vi x, int n) {
 }
 static inline vf vf_sqrt(vf x) {
     return NIB_BOTH(vf, _mm256_sqrt_ps, x);
+}
+static inline __m256 vf_half_round(__m256 x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline vf vf_round(vf x) {
+    return NIB_BOTH(vf, vf_half_round, x);
 }
 static inline vm vf_lt(vf x, vf y) {
     return (vm){_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
@@ -630,6 +640,9 @@ static inline vf vf_sqrt(vf x) {
     NIB_EACH for (int k = 0; k < 4; k++) x.v[i][k] = sqrtf(x.v[i][k]);
 #endif
     return x;
+}
+static inline vf vf_round(vf x) {
+    return vf_sub(vf_add(x, vf_splat(0x1.8p23f)), vf_splat(0x1.8p23f));
 }
 static inline vm vf_lt(vf x, vf y) {
     vm m;

@@ -54,13 +54,14 @@ LANES_INLINE vf round_shifted(vf x) {
     return vf_bits(vi_or(mantissa, vi_splat(0x4b000000)));
 }
 
-/* The same, limited to integers low..high. */
-LANES_INLINE vf round_limited(vf x, float low, float high) {
-    return vf_max(vf_min(round_shifted(x), vf_splat(ROUNDING + high)), vf_splat(ROUNDING + low));
+/* Limited to integers low..high. in_range: |x| < 2^22 is known. */
+LANES_INLINE vf round_between(vf x, float low, float high, bool in_range) {
+    vf level = in_range ? vf_round(x) : vf_sub(round_shifted(x), vf_splat(ROUNDING));
+    return vf_max(vf_min(level, vf_splat(high)), vf_splat(low));
 }
 
-LANES_INLINE vf round_between(vf x, float low, float high) {
-    return vf_sub(round_limited(x, low, high), vf_splat(ROUNDING));
+LANES_INLINE vf round_limited(vf x, float low, float high) {
+    return vf_max(vf_min(round_shifted(x), vf_splat(ROUNDING + high)), vf_splat(ROUNDING + low));
 }
 
 LANES_INLINE vf round_below(vf x, float high) {
@@ -120,8 +121,8 @@ typedef struct symmetric_fit {
     vm is_zero;
 } symmetric_fit;
 
-LANES_INLINE vf symmetric_level(vf inverse, vf x, int n_max) {
-    return round_between(vf_mul(inverse, x), (float)-n_max, (float)(n_max - 1));
+LANES_INLINE vf symmetric_level(vf inverse, vf x, int n_max, bool in_range) {
+    return round_between(vf_mul(inverse, x), (float)-n_max, (float)(n_max - 1), in_range);
 }
 
 /* How well codes fit: numerator and denominator of the best scale, sum wxl / sum wll. */
@@ -133,28 +134,28 @@ LANES_INLINE lane_sums add_level(lane_sums sums, vf level, vf weight, vf weight_
     return (lane_sums){vf_add(sums.xl, vf_mul(weight_x, level)), vf_add(sums.ll, vf_mul(vf_mul(weight, level), level))};
 }
 
-LANES_INLINE lane_sums sums_at(vf inverse, unsigned n, int n_max, const vf *x, const vf *weight, const vf *weight_x) {
+LANES_INLINE lane_sums sums_at(vf inverse, unsigned n, int n_max, const vf *x, const vf *weight, const vf *weight_x,
+                               bool finite) {
     lane_sums sums = {vf_zero(), vf_zero()};
     for (unsigned i = 0; i < n; i++)
-        sums = add_level(sums, symmetric_level(inverse, x[i], n_max), weight[i], weight_x[i]);
+        sums = add_level(sums, symmetric_level(inverse, x[i], n_max, finite), weight[i], weight_x[i]);
     return sums;
 }
 
-/* Tries 19 scales around the one that maps the extreme to -n_max. */
-LANES_INLINE symmetric_fit fit_symmetric(unsigned n, int n_max, const vf *x, const vf *weight) {
+/* Tries 19 scales around the one that maps the extreme to -n_max. finite: x is known to be so. */
+LANES_INLINE symmetric_fit fit_symmetric(unsigned n, int n_max, const vf *x, const vf *weight, bool finite) {
     const vf max = extreme_lanes(n, x), zero = vf_zero();
     vf weight_x[LANES_MAX];
     for (unsigned i = 0; i < n; i++) weight_x[i] = vf_mul(weight[i], x[i]);
     vf chosen = vf_div(vf_splat((float)-n_max), max);
-    lane_sums sums = sums_at(chosen, n, n_max, x, weight, weight_x);
+    lane_sums sums = sums_at(chosen, n, n_max, x, weight, weight_x, finite);
     vf scale = vf_choose(vf_eq(sums.ll, zero), zero, vf_div(sums.xl, sums.ll));
     vf best = vf_mul(scale, sums.xl);
     for (int step = -9; step <= 9; step++) {
         if (step == 0) continue;
         const vf inverse = vf_div(vf_splat(-((float)n_max + 0.1f * (float)step)), max);
-        sums = sums_at(inverse, n, n_max, x, weight, weight_x);
+        sums = sums_at(inverse, n, n_max, x, weight, weight_x, finite);
         const vm better = vm_and(vf_lt(zero, sums.ll), vf_lt(vf_mul(best, sums.ll), vf_mul(sums.xl, sums.xl)));
-        if (!vm_any(better)) continue;
         chosen = vf_choose(better, inverse, chosen);
         scale = vf_choose(better, vf_div(sums.xl, sums.ll), scale);
         best = vf_choose(better, vf_mul(scale, sums.xl), best);
@@ -202,7 +203,7 @@ LANES_INLINE void fit_by_descent(unsigned n, int n_max, const vf *x, vf *level, 
         const vf inverse = vf_div(vf_splat((float)-n_max), max[v]);
         for (unsigned i = v * n; i < (v + 1) * n; i++) {
             const vf weight = vf_mul(x[i], x[i]);
-            level[i] = symmetric_level(inverse, x[i], n_max);
+            level[i] = symmetric_level(inverse, x[i], n_max, true);
             d[v].sums = add_level(d[v].sums, level[i], weight, vf_mul(weight, x[i]));
         }
     }
@@ -213,7 +214,7 @@ LANES_INLINE void fit_by_descent(unsigned n, int n_max, const vf *x, vf *level, 
                 const vf here = x[v * n + i], weight = vf_mul(here, here), weight_x = vf_mul(weight, here);
                 const lane_sums rest = sums_without(d[v].sums, level[v * n + i], weight, weight_x);
                 const vf wanted = vf_div(vf_mul(here, rest.ll), rest.xl);
-                const vf l = round_between(wanted, (float)-n_max, (float)(n_max - 1));
+                const vf l = round_between(wanted, (float)-n_max, (float)(n_max - 1), false);
                 descend(&d[v], &level[v * n + i], l, l, rest, vf_lt(zero, rest.xl), weight, weight_x);
             }
         EACH_VECTOR changed = vm_or(changed, d[v].changed);
@@ -243,9 +244,9 @@ typedef struct min_fit {
 
 /* What is known of sub-blocks while they are searched. */
 typedef struct min_state {
-    vf min, max, sum_w, sum_x;
-    vm has_range;
-    vf best; /* the error of: */
+    vf low, high, sum_w, sum_x;
+    vm has_range; /* if not, all weights equal the minimum */
+    vf best;      /* the error of: */
     min_fit fit;
 } min_state;
 
@@ -254,8 +255,8 @@ typedef struct min_sums {
     vf l, ll, xl;
 } min_sums;
 
-LANES_INLINE vf level_above(vf inverse, vf from, vf x, int n_max) {
-    return round_between(vf_mul(inverse, vf_sub(x, from)), 0, (float)n_max);
+LANES_INLINE vf level_above(vf inverse, vf from, vf x, int n_max, bool in_range) {
+    return round_between(vf_mul(inverse, vf_sub(x, from)), 0, (float)n_max, in_range);
 }
 
 /* The error of one more element. */
@@ -267,20 +268,21 @@ LANES_INLINE vf add_error(vf error, bool absolute, vf x, vf weight, vf level, vf
 /* Ranges and sums, and the fit that maps the range to 0..n_max. */
 LANES_INLINE min_state start_with_minimum(const min_search *how, unsigned n, const vf *x, const vf *weight) {
     const vf zero = vf_zero();
-    min_state s = {.min = x[0], .max = x[0], .sum_w = weight[0], .sum_x = vf_mul(weight[0], x[0]), .best = zero};
+    min_state s = {.low = x[0], .high = x[0], .sum_w = weight[0], .sum_x = vf_mul(weight[0], x[0]), .best = zero};
     for (unsigned i = 1; i < n; i++) {
-        s.min = vf_min(x[i], s.min);
-        s.max = vf_max(x[i], s.max);
+        s.low = vf_min(x[i], s.low);
+        s.high = vf_max(x[i], s.high);
         s.sum_w = vf_add(s.sum_w, weight[i]);
         s.sum_x = vf_add(s.sum_x, vf_mul(weight[i], x[i]));
     }
-    s.min = vf_choose(vf_lt(zero, s.min), zero, s.min);
-    s.has_range = vf_lt(s.min, s.max);
-    const vf inverse = vf_div(vf_splat((float)how->n_max), vf_sub(s.max, s.min));
-    s.fit = (min_fit){.scale = vf_div(vf_splat(1), inverse), .min = s.min, .inverse = inverse, .from = s.min};
-    for (unsigned i = 0; i < n; i++)
-        s.best = add_error(s.best, how->absolute, x[i], weight[i], level_above(inverse, s.min, x[i], how->n_max),
-                           s.fit.scale, s.min);
+    const vf min = vf_choose(vf_lt(zero, s.low), zero, s.low);
+    s.has_range = vf_lt(min, s.high);
+    const vf inverse = vf_div(vf_splat((float)how->n_max), vf_sub(s.high, min));
+    s.fit = (min_fit){.scale = vf_div(vf_splat(1), inverse), .min = min, .inverse = inverse, .from = min};
+    for (unsigned i = 0; i < n; i++) {
+        const vf level = level_above(inverse, min, x[i], how->n_max, false);
+        s.best = add_error(s.best, how->absolute, x[i], weight[i], level, s.fit.scale, min);
+    }
     return s;
 }
 
@@ -298,6 +300,28 @@ LANES_INLINE vm solve_with_minimum(const min_state *s, const min_sums *sums, vf 
     return vm_and(s->has_range, vf_lt(zero, determinant));
 }
 
+/* Where rounding the ends of the range, and so all between, stays in the range of vf_round. */
+LANES_INLINE vm trial_in_range(const min_state *s, vf inverse, vf from) {
+    const vf low = vf_mul(inverse, vf_sub(s->low, from)), high = vf_mul(inverse, vf_sub(s->high, from));
+    const vf most = vf_splat(0x1p22f);
+    return vm_and(vf_lt(vf_abs(low), most), vf_lt(vf_abs(high), most));
+}
+
+/* A trial's codes, and the sums over them. level, x, weight: (LANES_AT_ONCE, n) */
+LANES_INLINE void try_levels(vf *level, min_sums sums[LANES_AT_ONCE], unsigned n, int n_max, const vf *x,
+                             const vf *weight, const vf inverse[LANES_AT_ONCE], const vf from[LANES_AT_ONCE],
+                             bool in_range) {
+    EACH_VECTOR sums[v] = (min_sums){vf_zero(), vf_zero(), vf_zero()};
+    for (unsigned i = 0; i < n; i++) EACH_VECTOR {
+            const vf here = x[v * n + i], l = level_above(inverse[v], from[v], here, n_max, in_range);
+            const vf weighted = vf_mul(weight[v * n + i], l);
+            level[v * n + i] = l;
+            sums[v].l = vf_add(sums[v].l, weighted);
+            sums[v].ll = vf_add(sums[v].ll, vf_mul(weighted, l));
+            sums[v].xl = vf_add(sums[v].xl, vf_mul(weighted, here));
+        }
+}
+
 /* Codes 0..n_max with a scale and a minimum <= 0: for each scale tried, codes by rounding, then the least-squares scale
  * and minimum of those codes. x, weight: (LANES_AT_ONCE, n) */
 LANES_INLINE void fit_with_minimum(const min_search *how, unsigned n, const vf *x, const vf *weight,
@@ -310,21 +334,18 @@ LANES_INLINE void fit_with_minimum(const min_search *how, unsigned n, const vf *
         const vf range = vf_splat(how->first + how->step * (float)k + (float)how->n_max);
         vf inverse[LANES_AT_ONCE], from[LANES_AT_ONCE], scale[LANES_AT_ONCE], min[LANES_AT_ONCE], error[LANES_AT_ONCE];
         min_sums sums[LANES_AT_ONCE];
-        vm valid[LANES_AT_ONCE];
+        vm valid[LANES_AT_ONCE], out_of_range = vf_lt(zero, zero);
         EACH_VECTOR {
             from[v] = state[v].fit.min; /* of the best so far */
-            inverse[v] = vf_div(range, vf_sub(state[v].max, from[v]));
-            sums[v] = (min_sums){zero, zero, zero};
+            inverse[v] = vf_div(range, vf_sub(state[v].high, from[v]));
             error[v] = zero;
+            const vm far = vm_except(state[v].has_range, trial_in_range(&state[v], inverse[v], from[v]));
+            out_of_range = vm_or(out_of_range, far);
         }
-        for (unsigned i = 0; i < n; i++) EACH_VECTOR {
-                const vf here = x[v * n + i], l = level_above(inverse[v], from[v], here, how->n_max);
-                const vf weighted = vf_mul(weight[v * n + i], l);
-                level[v * n + i] = l;
-                sums[v].l = vf_add(sums[v].l, weighted);
-                sums[v].ll = vf_add(sums[v].ll, vf_mul(weighted, l));
-                sums[v].xl = vf_add(sums[v].xl, vf_mul(weighted, here));
-            }
+        if (!vm_any(out_of_range))
+            try_levels(level, sums, n, how->n_max, x, weight, inverse, from, true);
+        else
+            try_levels(level, sums, n, how->n_max, x, weight, inverse, from, false);
         EACH_VECTOR valid[v] = solve_with_minimum(&state[v], &sums[v], &scale[v], &min[v]);
         for (unsigned i = 0; i < n; i++)
             EACH_VECTOR error[v] =

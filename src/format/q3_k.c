@@ -60,7 +60,7 @@ static void fit_weighted(fits *out, size_t b, const float *x, const float *impor
     load_lanes(lane, x, SUB, N_SUB);
     load_lanes(weight, importance, SUB, N_SUB);
     vf_store(out->sum_weight[b], weigh_lanes(weight, SUB, lane, vf_splat(sigma2)));
-    const symmetric_fit fit = fit_symmetric(SUB, 4, lane, weight);
+    const symmetric_fit fit = fit_symmetric(SUB, 4, lane, weight, true);
     vf_store(out->scale[b], fit.scale);
     vf_store(out->inverse[b], fit.inverse);
 }
@@ -79,10 +79,10 @@ static vf round_scales(const vf x[N_SUB], vi code[N_SUB]) {
 
 /* The same by search. */
 static vf fit_scales(const vf x[N_SUB], const vf weight[N_SUB], vi code[N_SUB]) {
-    const symmetric_fit fit = fit_symmetric(N_SUB, 32, x, weight);
+    const symmetric_fit fit = fit_symmetric(N_SUB, 32, x, weight, false);
     for (unsigned g = 0; g < N_SUB; g++)
-        code[g] =
-            vi_choose(fit.is_zero, vi_splat(0), vi_add(vf_to_i(symmetric_level(fit.inverse, x[g], 32)), vi_splat(32)));
+        code[g] = vi_choose(fit.is_zero, vi_splat(0),
+                            vi_add(vf_to_i(symmetric_level(fit.inverse, x[g], 32, false)), vi_splat(32)));
     return fit.scale;
 }
 

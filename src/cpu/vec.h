@@ -119,7 +119,7 @@ static inline vi vi_sar(vi x, int n) {
 static inline vf vf_sqrt(vf x) {
     return _mm512_sqrt_ps(x);
 }
-/* To the nearest integer, ties to even; |x| < 2^22. A zero may have either sign. */
+/* To the nearest integer, ties to even; |x| < 2^22 - 1. A zero may have either sign. */
 static inline vf vf_round(vf x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -775,6 +775,9 @@ static inline vf vf_zero(void) {
     return vf_splat(0);
 }
 
+static inline vf vf_negate(vf x) {
+    return vf_mul(x, vf_splat(-1));
+}
 static inline vf vf_abs(vf x) {
     return vf_bits(vi_and(vi_bits(x), vi_splat(0x7fffffff)));
 }

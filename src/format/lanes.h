@@ -1,5 +1,5 @@
-/* The searches that find a block's scale and codes with the smallest weighted squared error, for 16 sub-blocks at once: lane
- * i works on sub-block i. The order of every float operation within a lane is part of the format's definition: the bytes
+/* The searches that find a block's scale and codes with the smallest weighted squared error, for 16 sub-blocks at once:
+ * lane i works on sub-block i. The order of every float operation within a lane is part of the format's definition: the bytes
  * equal llama-quantize's. Sums run from the first element to the last; nothing is fused; what a sub-block would not do
  * alone is done and thrown away.
  *
@@ -47,16 +47,16 @@ LANES_INLINE void load_sub_blocks(vf *to, unsigned n, const float *from, size_t 
 
 #define ROUNDING 12582912.0f /* 1.5 * 2^23 */
 
-/* Rounded numbers come as ROUNDING + integer: the integer's low bytes stand in the lowest bits. As in round_even(), what is
- * out of range keeps the mantissa of the sum. */
+/* Rounded numbers as ROUNDING + integer: the integer's low bytes stand in the lowest bits. As in round_even(), what is out of
+ * range keeps the mantissa of the sum. */
 LANES_INLINE vf round_shifted(vf x) {
     const vi mantissa = vi_and(vi_bits(vf_add(x, vf_splat(ROUNDING))), vi_splat(0x007fffff));
     return vf_bits(vi_or(mantissa, vi_splat(0x4b000000)));
 }
 
-/* Limited to integers low..high. in_range: |x| < 2^22 is known. */
+/* Rounded, and limited to integers low..high. in_range: |x| < 4194303 is known. */
 LANES_INLINE vf round_between(vf x, float low, float high, bool in_range) {
-    vf level = in_range ? vf_round(x) : vf_sub(round_shifted(x), vf_splat(ROUNDING));
+    const vf level = in_range ? vf_round(x) : vf_sub(round_shifted(x), vf_splat(ROUNDING));
     return vf_max(vf_min(level, vf_splat(high)), vf_splat(low));
 }
 
@@ -71,10 +71,6 @@ LANES_INLINE vf round_below(vf x, float high) {
 /* The low byte of rounded numbers. */
 LANES_INLINE vf byte_of(vf shifted) {
     return vi_to_f(vi_and(vi_bits(shifted), vi_splat(255)));
-}
-
-LANES_INLINE vf vf_negate(vf x) {
-    return vf_mul(x, vf_splat(-1));
 }
 
 /* ---- Weights of errors --------------------------------------------------------------------------------------------- */
@@ -210,13 +206,15 @@ LANES_INLINE void fit_by_descent(unsigned n, int n_max, const vf *x, vf *level, 
     for (int sweep = 0; sweep < 5; sweep++) {
         vm changed = vf_lt(zero, zero);
         EACH_VECTOR d[v].changed = changed;
-        for (unsigned i = 0; i < n; i++) EACH_VECTOR {
+        for (unsigned i = 0; i < n; i++) {
+            EACH_VECTOR {
                 const vf here = x[v * n + i], weight = vf_mul(here, here), weight_x = vf_mul(weight, here);
                 const lane_sums rest = sums_without(d[v].sums, level[v * n + i], weight, weight_x);
                 const vf wanted = vf_div(vf_mul(here, rest.ll), rest.xl);
                 const vf l = round_between(wanted, (float)-n_max, (float)(n_max - 1), false);
                 descend(&d[v], &level[v * n + i], l, l, rest, vf_lt(zero, rest.xl), weight, weight_x);
             }
+        }
         EACH_VECTOR changed = vm_or(changed, d[v].changed);
         if (!vm_any(changed)) break;
     }
@@ -300,10 +298,10 @@ LANES_INLINE vm solve_with_minimum(const min_state *s, const min_sums *sums, vf 
     return vm_and(s->has_range, vf_lt(zero, determinant));
 }
 
-/* Where rounding the ends of the range, and so all between, stays in the range of vf_round. */
+/* Where the ends of the range, and so all between, will be in the range of round_between. */
 LANES_INLINE vm trial_in_range(const min_state *s, vf inverse, vf from) {
     const vf low = vf_mul(inverse, vf_sub(s->low, from)), high = vf_mul(inverse, vf_sub(s->high, from));
-    const vf most = vf_splat(0x1p22f);
+    const vf most = vf_splat(4194303.0f); /* past it, round_shifted does not round */
     return vm_and(vf_lt(vf_abs(low), most), vf_lt(vf_abs(high), most));
 }
 
@@ -312,7 +310,8 @@ LANES_INLINE void try_levels(vf *level, min_sums sums[LANES_AT_ONCE], unsigned n
                              const vf *weight, const vf inverse[LANES_AT_ONCE], const vf from[LANES_AT_ONCE],
                              bool in_range) {
     EACH_VECTOR sums[v] = (min_sums){vf_zero(), vf_zero(), vf_zero()};
-    for (unsigned i = 0; i < n; i++) EACH_VECTOR {
+    for (unsigned i = 0; i < n; i++) {
+        EACH_VECTOR {
             const vf here = x[v * n + i], l = level_above(inverse[v], from[v], here, n_max, in_range);
             const vf weighted = vf_mul(weight[v * n + i], l);
             level[v * n + i] = l;
@@ -320,6 +319,7 @@ LANES_INLINE void try_levels(vf *level, min_sums sums[LANES_AT_ONCE], unsigned n
             sums[v].ll = vf_add(sums[v].ll, vf_mul(weighted, l));
             sums[v].xl = vf_add(sums[v].xl, vf_mul(weighted, here));
         }
+    }
 }
 
 /* Codes 0..n_max with a scale and a minimum <= 0: for each scale tried, codes by rounding, then the least-squares scale
@@ -347,9 +347,10 @@ LANES_INLINE void fit_with_minimum(const min_search *how, unsigned n, const vf *
         else
             try_levels(level, sums, n, how->n_max, x, weight, inverse, from, false);
         EACH_VECTOR valid[v] = solve_with_minimum(&state[v], &sums[v], &scale[v], &min[v]);
-        for (unsigned i = 0; i < n; i++)
+        for (unsigned i = 0; i < n; i++) {
             EACH_VECTOR error[v] =
                 add_error(error[v], how->absolute, x[v * n + i], weight[v * n + i], level[v * n + i], scale[v], min[v]);
+        }
         EACH_VECTOR {
             const vm better = vm_and(valid[v], vf_lt(error[v], state[v].best));
             min_fit *best = &state[v].fit;

@@ -15,6 +15,7 @@
 
 #include "base/progress.h"
 #include "cpu/pool.h"
+#include "kernel/kernel.h"
 #include "quant/pipeline.h"
 #include "quant/target.h"
 
@@ -35,7 +36,7 @@
 /* What a piece leaves behind besides its bytes. */
 typedef struct piece_result {
     nib_finding found;
-    double sum_squares, sum_squared_errors, max_abs_error; /* of this piece; 0 if not measured */
+    nib_row_error error; /* of this piece; 0 if not measured */
 } piece_result;
 
 /* A run of pieces of one tensor on its way through the pipeline. */
@@ -95,20 +96,6 @@ static size_t bytes_of_pieces(const nib_format *format, const nib_tensor *tensor
            nib_format_row_bytes(format, last.n);
 }
 
-/* weights, decoded: (n). Four sums side by side: quick, and in a fixed order. */
-static void measure_piece(const float *weights, const float *decoded, size_t n, piece_result *result) {
-    double squares[4] = {0}, errors[4] = {0}, most = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double weight = weights[i], difference = weight - (double)decoded[i];
-        squares[i % 4] += weight * weight;
-        errors[i % 4] += difference * difference;
-        if (fabs(difference) > most) most = fabs(difference);
-    }
-    result->sum_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
-    result->sum_squared_errors = (errors[0] + errors[1]) + (errors[2] + errors[3]);
-    result->max_abs_error = most;
-}
-
 /* weights: (piece->n), decoded from the input. scratch: (NIB_PIECE_COLUMNS) */
 static void encode_piece(const nib_choice_of_format *choice, bool measure, const nib_piece *piece, const float *weights,
                          uint8_t *out, float *scratch, piece_result *result) {
@@ -122,9 +109,14 @@ static void encode_piece(const nib_choice_of_format *choice, bool measure, const
         importance = scratch;
     }
     result->found.verdict = nib_format_encode(choice->format, out, weights, piece->n, importance);
+    if (result->found.verdict == NIB_VERDICT_NOT_FINITE) {
+        const size_t column = nib_first_not_finite(weights, piece->n);
+        result->found.has_column = column < piece->n;
+        result->found.column = piece->column + column;
+    }
     if (result->found.verdict != NIB_VERDICT_OK || !measure) return;
     nib_format_decode(choice->format, scratch, out, piece->n);
-    measure_piece(weights, scratch, piece->n, result);
+    result->error = nib_row_error_of(weights, scratch, piece->n);
 }
 
 /* One piece for all outputs. weights, scratch: (NIB_PIECE_COLUMNS) */
@@ -135,7 +127,6 @@ static void work_on_piece(const run *r, size_t index, float *weights, float *scr
     nib_piece piece = nib_tensor_piece(tensor, b->first + index);
     piece.data = b->in + (position_in(tensor->format, tensor, &piece) - position_in(tensor->format, tensor, &first));
     bool is_decoded = false;
-    size_t bad_column = piece.n;
     for (size_t t = 0; t < r->n_targets; t++) {
         const nib_choice_of_format *choice = choice_of(r, t, b->index);
         piece_result *result = &r->results[t * BATCH_PIECES + index];
@@ -146,13 +137,7 @@ static void work_on_piece(const run *r, size_t index, float *weights, float *scr
         }
         if (!is_decoded) {
             nib_format_decode(tensor->format, weights, piece.data, piece.n);
-            bad_column = nib_first_not_finite(weights, piece.n);
             is_decoded = true;
-        }
-        if (bad_column < piece.n) {
-            *result = (piece_result){.found = {.verdict = NIB_VERDICT_NOT_FINITE, .has_column = true}};
-            result->found.column = piece.column + bad_column;
-            continue;
         }
         const uint64_t at = position_in(choice->format, tensor, &piece) - position_in(choice->format, tensor, &first);
         encode_piece(choice, r->params[t].measure_error, &piece, weights, b->out + b->out_at[t] + at, scratch, result);
@@ -260,9 +245,9 @@ static nib_status encode_batch(void *user, unsigned slot, nib_error *error) {
                 const nib_piece piece = nib_tensor_piece(tensor, b->first + i);
                 return refuse_piece(r, choice_of(r, t, b->index), &piece, &result->found, error);
             }
-            sums->sum_squares += result->sum_squares;
-            sums->sum_squared_errors += result->sum_squared_errors;
-            if (result->max_abs_error > sums->max_abs_error) sums->max_abs_error = result->max_abs_error;
+            sums->sum_squares += result->error.sum_squares;
+            sums->sum_squared_errors += result->error.sum_squared_errors;
+            if (result->error.max_abs_error > sums->max_abs_error) sums->max_abs_error = result->error.max_abs_error;
         }
     if (b->is_last) memcpy(b->sums, r->sums, sizeof b->sums);
     return nib_meter_add(&r->meter, (double)b->n_in, error);

@@ -17,7 +17,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { BUFFER_BYTES = 1 << 20, BEHIND_BYTES = 16 << 20 };
+enum { BUFFER_BYTES = 256 << 10, BEHIND_BYTES = 16 << 20 };
 
 struct nib_output {
     int fd;

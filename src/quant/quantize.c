@@ -25,10 +25,10 @@
 #include <stdlib.h>
 
 /* Of one batch, of which NIB_PIPELINE_SLOTS are under way. */
-#define BATCH_IN_BYTES          (2u << 20)
+#define BATCH_IN_BYTES          (4u << 20)
 #define BATCH_OUT_BYTES         (4u << 20)
-#define BATCH_PIECES            4096u
-#define BATCH_WEIGHTS           (1u << 19) /* a second of the slowest encoder: interruptions are noticed after a batch */
+#define BATCH_PIECES            8192u
+#define BATCH_WEIGHTS           (1u << 20) /* half a second of the slowest encoder: how late an interruption is noticed */
 #define PIECE_WEIGHTS_PER_CLAIM 16384u
 
 /* ---- One piece ----------------------------------------------------------------------------------------------------- */

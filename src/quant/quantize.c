@@ -26,7 +26,8 @@
 
 /* Of one batch, of which NIB_PIPELINE_SLOTS are under way. */
 #define BATCH_IN_BYTES          (4u << 20)
-#define BATCH_OUT_BYTES         (4u << 20)
+#define BATCH_OUT_BYTES         (4u << 20) /* at least, and a piece of every output */
+#define BATCH_RESULTS           (1u << 17) /* pieces times outputs */
 #define BATCH_PIECES            8192u
 #define BATCH_WEIGHTS           (1u << 20) /* half a second of the slowest encoder: how late an interruption is noticed */
 #define PIECE_WEIGHTS_PER_CLAIM 16384u
@@ -47,10 +48,10 @@ typedef struct batch {
     bool is_last;   /* of the tensor */
     uint8_t *in;    /* (BATCH_IN_BYTES) the pieces as stored */
     size_t n_in;
-    uint8_t *out; /* (BATCH_OUT_BYTES) encoded pieces of all outputs that do not copy, back to back */
-    bool is_wanted[NIB_QUANTIZE_MOST];         /* by this output: false if an earlier run has written it */
-    size_t out_at[NIB_QUANTIZE_MOST];          /* where each output's pieces begin in out; not for copies */
-    size_t n_bytes[NIB_QUANTIZE_MOST];         /* what each output appends */
+    uint8_t *out;                      /* (out_bytes) encoded pieces of all outputs that do not copy, back to back */
+    bool is_wanted[NIB_QUANTIZE_MOST]; /* by this output: false if an earlier run has written it */
+    size_t out_at[NIB_QUANTIZE_MOST];  /* where each output's pieces begin in out; not for copies */
+    size_t n_bytes[NIB_QUANTIZE_MOST]; /* what each output appends */
     nib_journal_entry sums[NIB_QUANTIZE_MOST]; /* of the whole tensor; in the last batch */
 } batch;
 
@@ -62,6 +63,7 @@ typedef struct run {
     nib_pool *pool;
     nib_meter meter;
     char stage[96];
+    size_t out_bytes, most_pieces; /* of a batch */
     batch batches[NIB_PIPELINE_SLOTS];
 
     size_t n_before[NIB_QUANTIZE_MOST]; /* tensors each output has from an earlier run */
@@ -70,7 +72,7 @@ typedef struct run {
     uint64_t next_piece;
 
     const batch *current;                      /* the workers' */
-    piece_result *results;                     /* (n_targets, BATCH_PIECES) */
+    piece_result *results;                     /* (n_targets, most_pieces) */
     float *scratch;                            /* (workers, 2, NIB_PIECE_COLUMNS): weights, and what became of them */
     nib_journal_entry sums[NIB_QUANTIZE_MOST]; /* of the tensor so far */
 } run;
@@ -129,7 +131,7 @@ static void work_on_piece(const run *r, size_t index, float *weights, float *scr
     bool is_decoded = false;
     for (size_t t = 0; t < r->n_targets; t++) {
         const nib_choice_of_format *choice = choice_of(r, t, b->index);
-        piece_result *result = &r->results[t * BATCH_PIECES + index];
+        piece_result *result = &r->results[t * r->most_pieces + index];
         if (!b->is_wanted[t]) continue;
         if (choice->copied) {
             *result = (piece_result){.found = nib_piece_check(tensor, &piece, scratch)};
@@ -177,17 +179,17 @@ static nib_status refuse_piece(const run *r, const nib_choice_of_format *choice,
 
 /* ---- The three stages ---------------------------------------------------------------------------------------------- */
 
-/* Pieces that a batch of this tensor takes: at least one, since 64 outputs of one piece fit. */
+/* Pieces that a batch of this tensor takes: at least one, since a piece of every output fits. */
 static size_t batch_length(const run *r, size_t index) {
     const nib_tensor *tensor = tensor_at(r, index);
     const size_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? (size_t)tensor->ne[0] : NIB_PIECE_COLUMNS;
-    size_t n_out = 1;
+    size_t n_out = 0;
     for (size_t t = 0; t < r->n_targets; t++)
         if (!choice_of(r, t, index)->copied) n_out += nib_format_row_bytes(choice_of(r, t, index)->format, columns);
     size_t n = BATCH_IN_BYTES / nib_format_row_bytes(tensor->format, columns);
-    if (n > BATCH_OUT_BYTES / n_out) n = BATCH_OUT_BYTES / n_out;
+    if (n_out && n > r->out_bytes / n_out) n = r->out_bytes / n_out;
     if (n > BATCH_WEIGHTS / columns) n = BATCH_WEIGHTS / columns;
-    return n < BATCH_PIECES ? n : BATCH_PIECES;
+    return n < r->most_pieces ? n : r->most_pieces;
 }
 
 static nib_status read_batch(void *user, unsigned slot, bool *end, nib_error *error) {
@@ -238,7 +240,7 @@ static nib_status encode_batch(void *user, unsigned slot, nib_error *error) {
                 work_on_pieces, r);
     for (size_t i = 0; i < b->n; i++)
         for (size_t t = 0; t < r->n_targets; t++) {
-            const piece_result *result = &r->results[t * BATCH_PIECES + i];
+            const piece_result *result = &r->results[t * r->most_pieces + i];
             nib_journal_entry *sums = &r->sums[t];
             if (!b->is_wanted[t]) continue;
             if (result->found.verdict != NIB_VERDICT_OK) {
@@ -270,17 +272,20 @@ static nib_status write_batch(void *user, unsigned slot, nib_error *error) {
 
 static nib_status take_room(run *r, nib_error *error) {
     const size_t scratch_bytes = (size_t)nib_pool_size(r->pool) * 2 * NIB_PIECE_COLUMNS * sizeof *r->scratch;
-    r->results = nib_alloc(r->n_targets * BATCH_PIECES, sizeof *r->results);
+    const size_t one_of_each = r->n_targets * NIB_PIECE_COLUMNS * sizeof(double); /* no format is wider */
+    r->out_bytes = one_of_each > BATCH_OUT_BYTES ? one_of_each : BATCH_OUT_BYTES;
+    r->most_pieces = BATCH_RESULTS / r->n_targets < BATCH_PIECES ? BATCH_RESULTS / r->n_targets : BATCH_PIECES;
+    r->results = nib_alloc(r->n_targets * r->most_pieces, sizeof *r->results);
     r->scratch = nib_alloc_aligned(scratch_bytes);
     bool has_all = r->results && r->scratch;
     for (size_t i = 0; i < NIB_PIPELINE_SLOTS; i++) {
         r->batches[i].in = nib_alloc_aligned(BATCH_IN_BYTES);
-        r->batches[i].out = nib_alloc_aligned(BATCH_OUT_BYTES);
+        r->batches[i].out = nib_alloc_aligned(r->out_bytes);
         has_all = has_all && r->batches[i].in && r->batches[i].out;
     }
     if (has_all) return NIB_OK;
-    return nib_fail_memory(error, NIB_PIPELINE_SLOTS * (BATCH_IN_BYTES + BATCH_OUT_BYTES) + scratch_bytes +
-                                      r->n_targets * BATCH_PIECES * sizeof *r->results);
+    return nib_fail_memory(error, NIB_PIPELINE_SLOTS * (BATCH_IN_BYTES + r->out_bytes) + scratch_bytes +
+                                      r->n_targets * r->most_pieces * sizeof *r->results);
 }
 
 static void release_room(run *r) {
@@ -304,9 +309,10 @@ static nib_status describe(const nib_gguf *gguf, const nib_quantize_params *para
         const nib_map *map = nib_gguf_map(gguf, i);
         nib_string_addf(fields, "input_bytes %zu\ninput_mtime %" PRId64 "\n", map->n_bytes, map->mtime_ns);
     }
-    nib_string_addf(fields, "recipe %s\npure %d\nprovenance %d\nsplit_bytes %" PRIu64 "\nmeasure_error %d\n",
+    nib_string_addf(fields,
+                    "recipe %s\npure %d\nprovenance %d\nsplit_bytes %" PRIu64 "\nmeasure_error %d\ngrid_search %d\n",
                     nib_recipe_name(params->recipe), params->pure, !params->no_provenance, params->split_bytes,
-                    params->measure_error);
+                    params->measure_error, params->grid_search);
     XXH3_64bits_reset(state);
     for (size_t i = 0; i < l->n; i++) {
         const nib_tensor *tensor = l->choices[i].tensor;

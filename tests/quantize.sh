@@ -63,6 +63,10 @@ absent slow.gguf.partial; absent slow.gguf.journal
 "$nibble" quantize demo --to q3_k -o stopped.gguf >/dev/null 2>&1 &
 sleep 0.1; kill -INT $! 2>/dev/null; wait $! 2>/dev/null; absent stopped.gguf.partial; absent stopped.gguf.journal
 
+# --- no space left: here a limit on the size of files ---
+(ulimit -f 1000; expect 4 quantize demo --to q4_0 -o full.gguf; stderr 'cannot write'; exit $failures) || failures=$((failures + 1))
+absent full.gguf; absent full.gguf.partial; absent full.gguf.journal
+
 # --- eval ---
 expect 0 eval demo nibble-demo-q4_0.gguf out/nibble-demo-q2_k.gguf --chunks 3 --json -o result.json; json; cmp -s "$out" result.json || fail "-o and stdout differ"
 if command -v jq >/dev/null; then

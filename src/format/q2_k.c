@@ -93,7 +93,7 @@ static bool code_scales(block *out, const fits *found, size_t n_blocks, bool wei
 }
 
 static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {
-    fits found;
+    fits found = {0};
     float sigma2[GROUP] = {0};
     if (importance) vf_store(sigma2, vf_div(sums_of_squares_256(x, n_blocks), vf_splat(BLOCK)));
     for (size_t b = 0; b < n_blocks; b += LANES_AT_ONCE) fit_blocks(&found, b, n_blocks, x, importance, sigma2);

@@ -244,7 +244,7 @@ void nib_cli_output_discard(nib_cli_output *output);
 nib_status nib_cli_parse_ids(const char *text, size_t n_bytes, const char *name, uint32_t n_vocab, nib_ids *out,
                              nib_error *error);
 
-/* A list of recipes, separated by commas. NIB_ERR_USAGE if one is unknown or there twice. */
+/* A list of recipes and sets of them (nib_study_levels), separated by commas. NIB_ERR_USAGE if one is unknown or there twice. */
 nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsigned most, unsigned *n,
                                  nib_error *error);
 

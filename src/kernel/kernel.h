@@ -107,4 +107,10 @@ nib_row_norm nib_row_norm_of(const float *logits, uint32_t n);
 double nib_row_kld(const float *base, const nib_row_norm *base_norm, const float *test, const nib_row_norm *test_norm,
                    uint32_t n);
 
+/* What became of n weights; sums in double in a fixed order. */
+typedef struct nib_row_error {
+    double sum_squares, sum_squared_errors, max_abs_error;
+} nib_row_error;
+nib_row_error nib_row_error_of(const float *weights, const float *decoded, size_t n);
+
 #endif

@@ -18,9 +18,10 @@ typedef struct nib_model_facts {
     const char *arch; /* "llama", "qwen2", ... */
     const char *name; /* general.name or the file's name */
     uint32_t n_vocab, n_ctx_train, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff;
-    uint64_t n_params;     /* all elements of all tensors */
-    uint64_t weight_bytes; /* all payloads */
-    double bpw;            /* 8 * weight_bytes / n_params */
+    uint32_t n_expert, n_expert_used, n_ff_expert; /* 0 without experts */
+    uint64_t n_params;                             /* all elements of all tensors */
+    uint64_t weight_bytes;                         /* all payloads */
+    double bpw;                                    /* 8 * weight_bytes / n_params */
 } nib_model_facts;
 
 /* Opens and validates a model of an architecture nibble runs. The GGUF stays open inside.

@@ -2,7 +2,9 @@
  * other files of this room spread the work over the pool and call through the table of the level in use.
  *
  *     level_rows.c    element by element and row by row          nib_row_kernels
- *     level_linear.c  matrix products, panels and rows           nib_linear_kernels
+ *     level_pack.c    activations on their way into a product    nib_pack_kernels
+ *     level_gemm.c    matrix products by panels                  nib_gemm_kernels
+ *     level_gemv.c    matrix products row by row                 nib_gemv_kernels
  *     level_attend.c  attention of one block of queries          nib_attend_kernels */
 #ifndef NIB_KERNEL_LEVEL_H
 #define NIB_KERNEL_LEVEL_H
@@ -91,20 +93,26 @@ typedef struct nib_linear_task {
     size_t out_stride;
 } nib_linear_task;
 
-typedef struct nib_linear_kernels {
-    bool has_bf16;
+typedef struct nib_pack_kernels {
     /* Packs tokens first .. first + 5 (those that exist) of x (n_tokens, n_cols) for panels, all columns:
      * blocks [256 columns][tile]; nib_int_tile for integers, float[256][6], or bf16 pairs uint32_t[128][6]. */
-    void (*pack_tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
-                      uint32_t first, void *tiles);
+    void (*tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
+                 uint32_t first, void *tiles);
     /* Packs one token for rows: nib_int_row[blocks of 256], or floats padded with zeros to a multiple of 256. */
-    void (*pack_row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row);
+    void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row);
+} nib_pack_kernels;
+
+typedef struct nib_gemm_kernels {
+    bool has_bf16;
     /* sums: (n_tokens rounded up to 6, 32) floats of this worker. tiles: of the first of these tokens; tile_stride: tiles
      * from one block of 256 columns to the next. */
     void (*panel)(const nib_linear_task *task, size_t tile_stride, nib_panel_scratch *scratch, float *sums);
+} nib_gemm_kernels;
+
+typedef struct nib_gemv_kernels {
     /* At most NIB_GEMV_TOKENS tokens, any number of rows. */
     void (*rows)(const nib_linear_task *task, nib_panel_scratch *scratch);
-} nib_linear_kernels;
+} nib_gemv_kernels;
 
 /* Bytes of one packed block: a tile of 256 columns, or 256 columns of one token. */
 static inline size_t nib_tile_bytes(nib_route route) {
@@ -146,9 +154,11 @@ static inline size_t nib_attend_floats(uint32_t head_dim) {
     return padded * (2 * NIB_ATTEND_ROWS + 2 * NIB_ATTEND_KEYS + 16) + NIB_ATTEND_ROWS * (NIB_ATTEND_KEYS + 32);
 }
 
-#define LEVEL(name, needs)                                     \
-    extern const nib_row_kernels nib_row_kernels_##name;       \
-    extern const nib_linear_kernels nib_linear_kernels_##name; \
+#define LEVEL(name, needs)                                 \
+    extern const nib_row_kernels nib_row_kernels_##name;   \
+    extern const nib_pack_kernels nib_pack_kernels_##name; \
+    extern const nib_gemm_kernels nib_gemm_kernels_##name; \
+    extern const nib_gemv_kernels nib_gemv_kernels_##name; \
     extern const nib_attend_kernels nib_attend_kernels_##name;
 #include "cpu/levels.def"
 #undef LEVEL

@@ -5,13 +5,20 @@
 #include "format/format.h"
 #include "kernel/level.h"
 
-static const nib_linear_kernels *linear_kernels(void) {
-#define LEVEL(name, needs) &nib_linear_kernels_##name,
-    static const nib_linear_kernels *const levels[] = {
+/* The three tables of one level. */
+typedef struct linear_kernels {
+    const nib_pack_kernels *pack;
+    const nib_gemm_kernels *gemm;
+    const nib_gemv_kernels *gemv;
+} linear_kernels;
+
+static const linear_kernels *kernels_in_use(void) {
+#define LEVEL(name, needs) {&nib_pack_kernels_##name, &nib_gemm_kernels_##name, &nib_gemv_kernels_##name},
+    static const linear_kernels levels[] = {
 #include "cpu/levels.def"
     };
 #undef LEVEL
-    return levels[nib_cpu_level_index()];
+    return &levels[nib_cpu_level_index()];
 }
 
 enum {
@@ -26,7 +33,7 @@ typedef struct worker_scratch {
 } worker_scratch;
 
 typedef struct linear_job {
-    const nib_linear_kernels *kernels;
+    const linear_kernels *kernels;
     nib_path path;
     nib_route route;
     nib_activation rounding;
@@ -63,8 +70,8 @@ static nib_route route_of(const linear_job *job, const nib_format *format, nib_a
         *rounding = format->activation;
         const bool stored_bf16 =
             format->activation == NIB_ACT_BF16 && format->facts.block == 1 && format->facts.bytes == 2;
-        return stored_bf16 && job->kernels->has_bf16 && job->n_tokens > NIB_GEMV_TOKENS ? NIB_ROUTE_BF16
-                                                                                        : NIB_ROUTE_F32;
+        return stored_bf16 && job->kernels->gemm->has_bf16 && job->n_tokens > NIB_GEMV_TOKENS ? NIB_ROUTE_BF16
+                                                                                              : NIB_ROUTE_F32;
     }
     if (!format->unpack || (format->group != 16 && format->group != 32) || job->n_cols % format->group)
         return NIB_ROUTE_F32;
@@ -84,15 +91,15 @@ static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
     const linear_job *job = arg;
     (void)worker;
     for (size_t i = begin; i < end; i++)
-        job->kernels->pack_tile(job->route, job->rounding, job->x, job->n_tokens, job->n_cols,
-                                (uint32_t)(i * NIB_TILE_TOKENS), job->packed);
+        job->kernels->pack->tile(job->route, job->rounding, job->x, job->n_tokens, job->n_cols,
+                                 (uint32_t)(i * NIB_TILE_TOKENS), job->packed);
 }
 
 static void pack_rows(const linear_job *job) {
     const size_t row_bytes = blocks_of(job->n_cols) * nib_row_block_bytes(job->route);
     for (size_t t = 0; t < job->n_tokens; t++)
-        job->kernels->pack_row(job->route, job->rounding, job->x + t * job->n_cols, job->n_cols,
-                               (char *)job->packed + t * row_bytes);
+        job->kernels->pack->row(job->route, job->rounding, job->x + t * job->n_cols, job->n_cols,
+                                (char *)job->packed + t * row_bytes);
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */
@@ -125,9 +132,9 @@ static void run_piece(const linear_job *job, const nib_product *product, size_t 
         .out_stride = weight->n_rows,
     };
     if (few)
-        job->kernels->rows(&task, &scratch->panel);
+        job->kernels->gemv->rows(&task, &scratch->panel);
     else
-        job->kernels->panel(&task, tiles_of(job->n_tokens), &scratch->panel, scratch->sums);
+        job->kernels->gemm->panel(&task, tiles_of(job->n_tokens), &scratch->panel, scratch->sums);
 }
 
 static void run_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
@@ -150,7 +157,7 @@ void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens
                 uint32_t n_products, void *scratch) {
     if (!n_tokens || !n_products) return;
     linear_job job = {
-        .kernels = linear_kernels(),
+        .kernels = kernels_in_use(),
         .path = path,
         .x = x,
         .n_tokens = n_tokens,

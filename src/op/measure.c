@@ -9,6 +9,16 @@ static void count_linears(nib_op_context *context, const nib_op_slot *x, const n
     }
 }
 
+static void count_experts(nib_op_context *context, const nib_op_slot *x, const nib_op_slot *logits,
+                          const nib_op_experts_work *experts, const nib_op_slot *out) {
+    nib_op_measure *measure = (nib_op_measure *)context;
+    const uint64_t n_embd = x->n_cols, n_ff = experts->gate->matrix.n_rows;
+    (void)logits, (void)out;
+    if (n_embd > measure->max_linear_cols) measure->max_linear_cols = (uint32_t)n_embd;
+    if (n_ff > measure->max_linear_cols) measure->max_linear_cols = (uint32_t)n_ff;
+    measure->n_macs += (uint64_t)x->n_rows * experts->n_used * 3 * n_embd * n_ff;
+}
+
 static void skip_embed(nib_op_context *context, const nib_op_weight *weight, const nib_op_slot *out) {
     (void)context, (void)weight, (void)out;
 }
@@ -36,6 +46,7 @@ static const nib_op_kind measure_kind = {
     .linears = count_linears,
     .rope = skip_rope,
     .attend = skip_attend,
+    .experts = count_experts,
     .swiglu = skip_pair,
     .add = skip_pair,
     .keep_wanted = skip_one,

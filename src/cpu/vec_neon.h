@@ -82,6 +82,9 @@ static inline float32x4_t vf_quarter_sum(vf x) {
 static inline float32x4_t vf_quarter_max(vf x) {
     return vf_larger(vf_larger(x.v[0], x.v[2]), vf_larger(x.v[1], x.v[3]));
 }
+static inline float32x4_t vf_quarter_min(vf x) {
+    return vf_smaller(vf_smaller(x.v[0], x.v[2]), vf_smaller(x.v[1], x.v[3]));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     vf x;
     for (int i = 0; i < 4; i++) x.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
@@ -168,6 +171,36 @@ static inline vi vi_max(vi x, vi y) {
 }
 static inline vi vi_min(vi x, vi y) {
     return NIB_ALL2(vi, vminq_s32, x, y);
+}
+static inline uint32_t vm_bits(vm x) {
+    static const uint32_t weights[4] = {1, 2, 4, 8};
+    uint32_t bits = 0;
+    for (int i = 0; i < 4; i++) bits |= vaddvq_u32(vandq_u32(x.v[i], vld1q_u32(weights))) << 4 * i;
+    return bits;
+}
+static inline vf vf_twice(const float *p) {
+    return (vf){{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p), vld1q_f32(p + 4)}};
+}
+/* The table is 64 bytes; a lane's index becomes the places of its four. */
+static inline float32x4_t vf_quarter_lookup16(vf table, int32x4_t index) {
+    const uint8x16x4_t bytes = {{vreinterpretq_u8_f32(table.v[0]), vreinterpretq_u8_f32(table.v[1]),
+                                 vreinterpretq_u8_f32(table.v[2]), vreinterpretq_u8_f32(table.v[3])}};
+    const uint32x4_t first = vandq_u32(vreinterpretq_u32_s32(index), vdupq_n_u32(15));
+    const uint32x4_t places = vmlaq_u32(vdupq_n_u32(0x03020100), first, vdupq_n_u32(0x04040404));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(bytes, vreinterpretq_u8_u32(places)));
+}
+static inline vf vf_lookup16(vf table, vi index) {
+    vf x;
+    for (int i = 0; i < 4; i++) x.v[i] = vf_quarter_lookup16(table, index.v[i]);
+    return x;
+}
+static inline vf vf_lookup8(vf table, vi index) {
+    return vf_lookup16(table, index);
+}
+static inline vi vi_from_u16(const uint16_t *p) {
+    vi x;
+    for (int i = 0; i < 4; i++) x.v[i] = vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p + 4 * i)));
+    return x;
 }
 static inline vi vf_to_i(vf x) {
     return NIB_ALL(vi, vcvtq_s32_f32, x);

@@ -1,4 +1,5 @@
-/* As much of cmocka as the checks of kernels use, for machines that have none. The first failure ends the program. */
+/* As much of cmocka as the checks of kernels use, for machines that have none. The first failure ends the program.
+ * NIBBLE_ONLY: names of the tests to run, all unless said. */
 #ifndef NIB_TESTS_STANDALONE_CMOCKA_H
 #define NIB_TESTS_STANDALONE_CMOCKA_H
 
@@ -28,8 +29,10 @@ struct CMUnitTest {
 #define cmocka_run_group_tests(tests, setup, teardown) run_all(tests, sizeof(tests) / sizeof *(tests))
 
 static inline int run_all(const struct CMUnitTest *tests, size_t n) {
+    const char *only = getenv("NIBBLE_ONLY");
     for (size_t i = 0; i < n; i++) {
         void *state = NULL;
+        if (only && !strstr(only, tests[i].name)) continue;
         printf("%s\n", tests[i].name);
         fflush(stdout);
         tests[i].run(&state);

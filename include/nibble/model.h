@@ -40,6 +40,15 @@ NIB_API const nib_tokenizer *nib_model_text_tokenizer(const nib_model *model, ni
 /* Architectures that run, NULL past the last. */
 NIB_API const char *nib_model_arch_at(unsigned index);
 
+/* What one token costs on the deployed path, attention aside. */
+typedef struct nib_token_cost {
+    uint64_t int8_macs, bf16_macs, f32_macs; /* multiply-adds of the matrices, by what is multiplied */
+    uint64_t weight_bytes;                   /* of these matrices; of experts only as many as a token uses */
+} nib_token_cost;
+/* body: all layers; head: the output matrix, which only tokens whose logits are wanted go through. */
+NIB_API nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *body, nib_token_cost *head,
+                                        nib_error *error);
+
 /* ---- Session: a KV cache and the scratch to run batches -------------------------------------------------------------- */
 
 typedef struct nib_session nib_session;

@@ -5,6 +5,10 @@
 
 #include <arm_neon.h>
 
+#if defined(__ARM_FEATURE_DOTPROD)
+#define NIB_VEC_DP4 1 /* vi_dp4 is cheaper than two of vi_dp2 */
+#endif
+
 typedef struct vf {
     float32x4_t v[4];
 } vf;
@@ -132,6 +136,67 @@ static inline vi vi_shl(vi x, int n) {
 }
 static inline vi vi_sar(vi x, int n) {
     return vi_shl(x, -n);
+}
+static inline vi vi_shr(vi x, int n) {
+    for (int i = 0; i < 4; i++)
+        x.v[i] = vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x.v[i]), vdupq_n_s32(-n)));
+    return x;
+}
+static inline vi vi_mul(vi x, vi y) {
+    return NIB_ALL2(vi, vmulq_s32, x, y);
+}
+/* The shift looks at the low byte alone, and shifts by 32 to 127 give 0. */
+static inline vi vi_shl_by(vi x, vi n) {
+    return NIB_ALL2(vi, vshlq_s32, x, n);
+}
+static inline int32x4_t vi_quarter_dp2(int32x4_t acc, int32x4_t x, int32x4_t y) {
+    const int16x8_t left = vreinterpretq_s16_s32(x), right = vreinterpretq_s16_s32(y);
+    const int32x4_t low = vmull_s16(vget_low_s16(left), vget_low_s16(right)), high = vmull_high_s16(left, right);
+    return vaddq_s32(acc, vpaddq_s32(low, high));
+}
+static inline vi vi_dp2(vi acc, vi x, vi y) {
+    return NIB_ALL3(vi, vi_quarter_dp2, acc, x, y);
+}
+static inline vi vi_look_up(const void *table, vi x) {
+    const uint8x16_t values = vld1q_u8(table);
+    for (int i = 0; i < 4; i++) x.v[i] = vreinterpretq_s32_u8(vqtbl1q_u8(values, vreinterpretq_u8_s32(x.v[i])));
+    return x;
+}
+static inline vf vf_from_low_f16(vi x) {
+    vf y;
+    for (int i = 0; i < 4; i++) y.v[i] = vcvt_f32_f16(vreinterpret_f16_s16(vmovn_s32(x.v[i])));
+    return y;
+}
+static inline void vi_turn(vi out[4], const void *src, size_t stride) {
+    for (int i = 0; i < 4; i++) {
+        const uint8_t *p = (const uint8_t *)src + (size_t)(4 * i) * stride;
+        const int32x4_t r0 = vreinterpretq_s32_u8(vld1q_u8(p)), r1 = vreinterpretq_s32_u8(vld1q_u8(p + stride));
+        const int32x4_t r2 = vreinterpretq_s32_u8(vld1q_u8(p + 2 * stride));
+        const int32x4_t r3 = vreinterpretq_s32_u8(vld1q_u8(p + 3 * stride));
+        const int32x4x2_t a = vtrnq_s32(r0, r1), b = vtrnq_s32(r2, r3);
+        out[0].v[i] = vcombine_s32(vget_low_s32(a.val[0]), vget_low_s32(b.val[0]));
+        out[1].v[i] = vcombine_s32(vget_low_s32(a.val[1]), vget_low_s32(b.val[1]));
+        out[2].v[i] = vcombine_s32(vget_high_s32(a.val[0]), vget_high_s32(b.val[0]));
+        out[3].v[i] = vcombine_s32(vget_high_s32(a.val[1]), vget_high_s32(b.val[1]));
+    }
+}
+/* Pairs of 16-bit integers: kernel/pairs.h says what these do. */
+static inline vi vi_pair(vi low, vi high) {
+    vi x;
+    for (int i = 0; i < 4; i++) x.v[i] = vsliq_n_s32(low.v[i], high.v[i], 16);
+    return x;
+}
+static inline vi vi_round(vf x) {
+    return NIB_ALL(vi, vcvtnq_s32_f32, x);
+}
+static inline void vi_to_i16(void *p, vi x) {
+    for (int i = 0; i < 4; i++) vst1_u8((uint8_t *)p + 8 * i, vreinterpret_u8_s16(vmovn_s32(x.v[i])));
+}
+static inline vf vf_from_i8(const int8_t *p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+    return (vf){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+                 vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
 }
 static inline vm vf_lt(vf x, vf y) {
     return NIB_ALL2(vm, vcltq_f32, x, y);

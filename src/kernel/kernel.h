@@ -34,6 +34,15 @@ size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_w
 void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens, const nib_product *products,
                 uint32_t n_products, void *scratch);
 
+/* What weights of a format are when the deployed path multiplies them with many tokens. */
+typedef enum nib_multiply {
+    NIB_MULTIPLY_INT8,
+    NIB_MULTIPLY_BF16,
+    NIB_MULTIPLY_F32,
+    NIB_MULTIPLY_KINDS,
+} nib_multiply;
+nib_multiply nib_multiply_of(const nib_format *format);
+
 /* Experts of a batch of tokens: see nib_op_experts. All memory but the weights is the caller's. */
 typedef struct nib_expert_work {
     nib_matrix gate, up, down; /* of expert 0; the others follow it */

@@ -130,9 +130,10 @@ void nib_op_run_init(nib_op_run *run, const nib_op_run_params *params);
 /* ---- Measuring -------------------------------------------------------------------------------------------------------- */
 
 typedef struct nib_op_measure {
-    nib_op_context base;      /* base.peak_cols: width of the arena a run needs */
-    uint32_t max_linear_cols; /* widest input of a product */
-    uint64_t n_macs;          /* multiply-adds of all products */
+    nib_op_context base;                 /* base.peak_cols: width of the arena a run needs */
+    uint32_t max_linear_cols;            /* widest input of a product */
+    uint64_t n_macs[NIB_MULTIPLY_KINDS]; /* multiply-adds of all products, by what the deployed path multiplies */
+    uint64_t n_weight_bytes;             /* of their matrices; of experts as many as a token uses */
 } nib_op_measure;
 
 void nib_op_measure_init(nib_op_measure *measure, const nib_op_weight *weights, uint32_t n_weights);

@@ -204,6 +204,9 @@ static inline vm vf_lt(vf x, vf y) {
 static inline vm vf_eq(vf x, vf y) {
     return NIB_ALL2(vm, vceqq_f32, x, y);
 }
+static inline vm vi_lt(vi x, vi y) {
+    return NIB_ALL2(vm, vcltq_s32, x, y);
+}
 static inline vm vi_eq(vi x, vi y) {
     return NIB_ALL2(vm, vceqq_s32, x, y);
 }

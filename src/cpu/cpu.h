@@ -6,10 +6,12 @@
 
 /* What a row of levels.def may ask for; the system's saving of the wide registers is part of it. */
 enum {
-    NIB_CPU_AVX2 = 1,   /* x86-64-v3: AVX2, FMA, F16C, BMI1, BMI2, LZCNT, MOVBE */
-    NIB_CPU_AVX512 = 2, /* x86-64-v4: AVX-512 F, BW, CD, DQ, VL */
-    NIB_CPU_VNNI = 4,   /* AVX-512 VNNI and VBMI */
-    NIB_CPU_BF16 = 8,   /* AVX-512 BF16 */
+    NIB_CPU_AVX2 = 1,     /* x86-64-v3: AVX2, FMA, F16C, BMI1, BMI2, LZCNT, MOVBE */
+    NIB_CPU_AVX512 = 2,   /* x86-64-v4: AVX-512 F, BW, CD, DQ, VL */
+    NIB_CPU_VNNI = 4,     /* AVX-512 VNNI and VBMI */
+    NIB_CPU_BF16 = 8,     /* AVX-512 BF16 */
+    NIB_CPU_DOTPROD = 16, /* ARM: SDOT, UDOT */
+    NIB_CPU_I8MM = 32,    /* ARM: USDOT, SMMLA */
 };
 
 /* Number of levels compiled in. */

@@ -1,4 +1,5 @@
-/* Vectors of 16 lanes, the same on every level: one zmm, two ymm, or four 16-byte vectors of the compiler. Kernels written
+/* Vectors of 16 lanes, the same on every level: one zmm, two ymm, or four 16-byte vectors (of NEON, or of
+ * the compiler). Kernels written
  * with them add in the same order everywhere; what may differ between levels is one rounding per multiply-add where the
  * processor has no fused one.
  *
@@ -490,6 +491,9 @@ static inline vd vd_mul_nonzero(vd x, vd y) {
 static inline void vd_store(double *p, vd x) {
     for (int i = 0; i < 4; i++) _mm256_storeu_pd(p + 4 * i, x.v[i]);
 }
+
+#elif defined(NIB_VEC_NEON)
+#include "cpu/vec_neon.h"
 
 #else
 #if defined(__SSE2__)

@@ -1,0 +1,58 @@
+/* The spots and neighbours of a codebook (codebook.h), for encoders: 16 neighbours are weighed up at once, one a lane.
+ *
+ * A group of levels that may be a point is handled packed, as in codebook_points.h: 2 or 3 bits a level. So a table of what
+ * each level costs at one place in the group is looked up with the packed points themselves, moved down to that place. */
+#ifndef NIB_FORMAT_NEIGHBOURS_H
+#define NIB_FORMAT_NEIGHBOURS_H
+
+#include "cpu/vec.h"
+#include "format/codebook.h"
+
+#include <float.h>
+
+#define NIB_INLINE static inline __attribute__((always_inline))
+
+/* The most places a group has. */
+enum { GROUP_MAX = 8 };
+
+/* What codebook of the spot has: >= 0 is a point, else see best_neighbour. packed: n_levels 3 or 8 */
+static inline int32_t look_at_spot(const nib_codebook *book, unsigned packed, int n_bits) {
+    if (n_bits == 3) return book->at[packed];
+    /* digits of base 4 to digits of base 3, in pairs, in fours, in eights */
+    const unsigned pairs = (packed & 0x3333) + 3 * (packed >> 2 & 0x3333);
+    const unsigned fours = (pairs & 0x0f0f) + 9 * (pairs >> 4 & 0x0f0f);
+    return book->at[(fours & 0xff) + 81 * (fours >> 8)];
+}
+
+/* What neighbour has the smallest error, the first of equals: packed; -1 if none has a finite one. at: what
+ * look_at_spot said. error[i]: a table for vf_lookup8 of the errors of all levels at place i; with two bits a level, of
+ * 4 levels twice. Errors are added from place 0 on. */
+NIB_INLINE int best_neighbour(const nib_codebook *book, int32_t at, const vf *error, unsigned group, int n_bits) {
+    static const int32_t lanes[NIB_LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const uint16_t *list = book->neighbours + (-1 - at), *first = list + 1;
+    const int n = list[0];
+    vf least = vf_splat(FLT_MAX);
+    vi begin = vi_splat(0);
+    for (int k = 0; k < n; k += NIB_LANES) {
+        const vi packed = vi_from_u16(first + k);
+        vf sum = vf_lookup8(error[0], packed);
+        for (unsigned i = 1; i < group; i++) sum = vf_add(sum, vf_lookup8(error[i], vi_sar(packed, n_bits * (int)i)));
+        const vm is_here = vf_lt(vi_to_f(vi_load(lanes)), vf_splat((float)(n - k)));
+        const vm less = vm_and(is_here, vf_lt(sum, least));
+        least = vf_choose(less, sum, least);
+        begin = vi_choose(less, vi_splat(k), begin);
+    }
+    const float smallest = vf_least(least);
+    if (!(smallest < FLT_MAX)) return -1;
+    uint32_t candidates = vm_bits(vf_eq(least, vf_splat(smallest)));
+    int32_t begins[NIB_LANES];
+    int best = n;
+    vi_store(begins, begin);
+    for (; candidates; candidates &= candidates - 1) {
+        const int lane = __builtin_ctz(candidates), its = begins[lane] + lane;
+        best = its < best ? its : best;
+    }
+    return first[best];
+}
+
+#endif

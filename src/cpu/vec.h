@@ -133,6 +133,9 @@ static inline vm vf_eq(vf x, vf y) {
 static inline vm vi_eq(vi x, vi y) {
     return _mm512_cmpeq_epi32_mask(x, y);
 }
+static inline vm vi_lt(vi x, vi y) {
+    return _mm512_cmplt_epi32_mask(x, y);
+}
 static inline vm vm_and(vm x, vm y) {
     return (vm)(x & y);
 }
@@ -394,6 +397,9 @@ static inline vm vf_eq(vf x, vf y) {
 }
 static inline vm vi_eq(vi x, vi y) {
     return (vm){_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.a, y.a)), _mm256_castsi256_ps(_mm256_cmpeq_epi32(x.b, y.b))};
+}
+static inline vm vi_lt(vi x, vi y) {
+    return (vm){_mm256_castsi256_ps(_mm256_cmpgt_epi32(y.a, x.a)), _mm256_castsi256_ps(_mm256_cmpgt_epi32(y.b, x.b))};
 }
 static inline vm vm_and(vm x, vm y) {
     return NIB_BOTH2(vm, _mm256_and_ps, x, y);
@@ -697,6 +703,11 @@ static inline vm vf_eq(vf x, vf y) {
 static inline vm vi_eq(vi x, vi y) {
     vm m;
     NIB_EACH m.v[i] = x.v[i] == y.v[i];
+    return m;
+}
+static inline vm vi_lt(vi x, vi y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] < y.v[i];
     return m;
 }
 static inline vm vm_and(vm x, vm y) {

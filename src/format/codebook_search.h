@@ -7,7 +7,6 @@
 #define NIB_FORMAT_CODEBOOK_SEARCH_H
 
 #include "format/neighbours.h"
-#include "format/search.h"
 
 /* Which groups are chosen anew for the scale that was found. */
 typedef enum redo {
@@ -82,13 +81,13 @@ typedef struct magnitudes {
 } magnitudes;
 
 /* What a level stands for, as a table for vf_lookup8. */
-NIB_INLINE vf level_table(int n_bits) {
+LANES_INLINE vf level_table(int n_bits) {
     static const float odd[2][8] = {{1, 3, 5, 7, 1, 3, 5, 7}, {1, 3, 5, 7, 9, 11, 13, 15}};
     return vf_twice(odd[n_bits - 2]);
 }
 
 /* The levels of one group for 16 scales, packed. The rounding is that of round_even(). */
-NIB_INLINE vi round_to_spots(const point_search *how, const float *x, vf inverse) {
+LANES_INLINE vi round_to_spots(const point_search *how, const float *x, vf inverse) {
     const int n_bits = how->n_levels == 8 ? 3 : 2;
     const vi least = vi_splat(0x400000), most = vi_splat(0x400000 + how->n_levels - 1);
     vi packed = vi_splat(0);
@@ -101,7 +100,7 @@ NIB_INLINE vi round_to_spots(const point_search *how, const float *x, vf inverse
     return packed;
 }
 
-NIB_INLINE int nearest_neighbour(const point_search *how, const nib_codebook *book, int32_t at, const float *x,
+LANES_INLINE int nearest_neighbour(const point_search *how, const nib_codebook *book, int32_t at, const float *x,
                                  const float *root, float scale) {
     const int n_bits = how->n_levels == 8 ? 3 : 2;
     const vf levels = vf_mul(vf_splat(scale), level_table(n_bits));
@@ -115,7 +114,7 @@ NIB_INLINE int nearest_neighbour(const point_search *how, const nib_codebook *bo
 
 /* Chooses points for all scales: those at the spots that magnitudes round to, or the best of the spots' neighbours. false
  * if a group has none. */
-NIB_INLINE bool choose_points(const point_search *how, const nib_codebook *book, const magnitudes *sub, trials *to) {
+LANES_INLINE bool choose_points(const point_search *how, const nib_codebook *book, const magnitudes *sub, trials *to) {
     const int n_bits = how->n_levels == 8 ? 3 : 2;
     for (unsigned g = 0; g < how->n / how->group; g++) {
         const float *x = sub->x + g * how->group, *root = sub->root + g * how->group;
@@ -140,7 +139,7 @@ NIB_INLINE bool choose_points(const point_search *how, const nib_codebook *book,
 }
 
 /* The sums of the points chosen for all scales. */
-NIB_INLINE void add_points(const point_search *how, const magnitudes *sub, trials *to) {
+LANES_INLINE void add_points(const point_search *how, const magnitudes *sub, trials *to) {
     const int n_bits = how->n_levels == 8 ? 3 : 2;
     const vf levels = level_table(n_bits);
     for (unsigned k = 0; k < to->n; k += NIB_LANES) {
@@ -159,7 +158,7 @@ NIB_INLINE void add_points(const point_search *how, const magnitudes *sub, trial
 }
 
 /* One sub-block. x, weight: (n). false: the sums overflowed, and no scale can be stored. */
-NIB_INLINE bool fit_points(const point_search *how, const nib_codebook *book, const float *x, const float *weight,
+LANES_INLINE bool fit_points(const point_search *how, const nib_codebook *book, const float *x, const float *weight,
                            fitted_points *out) {
     const unsigned n_groups = how->n / how->group, top = 2 * (unsigned)how->n_levels - 1;
     const int n_bits = how->n_levels == 8 ? 3 : 2;

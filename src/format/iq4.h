@@ -7,8 +7,7 @@
 #ifndef NIB_FORMAT_IQ4_H
 #define NIB_FORMAT_IQ4_H
 
-#include "cpu/vec.h"
-#include "format/search.h"
+#include "format/lanes.h"
 
 enum { IQ4_LEVELS = 16, IQ4_SUB = 32 };
 
@@ -30,24 +29,18 @@ typedef struct iq4_lanes {
     vf x[IQ4_SUB], weight[IQ4_SUB];
 } iq4_lanes;
 
-/* Reads n_sub <= 16 sub-blocks that follow each other; the other lanes become zeros. */
-static inline void iq4_transpose(vf to[IQ4_SUB], const float *restrict from, unsigned n_sub) {
-    float padded[NIB_LANES * IQ4_SUB];
-    if (n_sub < NIB_LANES) {
-        memset(padded, 0, sizeof padded);
-        memcpy(padded, from, n_sub * IQ4_SUB * sizeof *from);
-        from = padded;
-    }
-    vf_transpose(to, from, IQ4_SUB);
-    vf_transpose(to + 16, from + 16, IQ4_SUB);
+/* Reads n <= 16 sub-blocks that follow each other; the other lanes are zeros. */
+static inline void iq4_load(vf to[IQ4_SUB], const float *from, size_t n) {
+    load_sub_blocks(to, IQ4_SUB, from, n);
 }
 
-/* The weights of the errors, as weigh_or_square() makes them. importance: like x, or NULL */
-static inline void iq4_weigh(iq4_lanes *restrict lanes, const float *restrict importance, unsigned n_sub, vf sigma2) {
-    if (importance) iq4_transpose(lanes->weight, importance, n_sub);
-    for (unsigned i = 0; i < IQ4_SUB; i++) {
-        const vf squared = vf_mul(lanes->x[i], lanes->x[i]);
-        lanes->weight[i] = importance ? vf_mul(lanes->weight[i], vf_sqrt(vf_add(sigma2, squared))) : squared;
+/* Weights of errors, also where there are no importances. importance: like x, or NULL */
+static inline void iq4_weigh(iq4_lanes *restrict lanes, const float *restrict importance, size_t n, vf sigma2) {
+    if (importance) {
+        iq4_load(lanes->weight, importance, n);
+        (void)weigh_lanes(lanes->weight, IQ4_SUB, lanes->x, sigma2);
+    } else {
+        for (unsigned i = 0; i < IQ4_SUB; i++) lanes->weight[i] = vf_mul(lanes->x[i], lanes->x[i]);
     }
 }
 
@@ -130,15 +123,9 @@ static inline iq4_best iq4_start(const iq4_lanes *restrict lanes, vf max) {
 /* The scales: tries the one that maps the extreme to 127 and 15 that map it to -134..-120. 0 for all-zero weights. */
 static inline vf iq4_fit(const iq4_lanes *restrict lanes) {
     enum { FIRST = -134, LAST = -120, AT_ONCE = 5 };
-    vf magnitude = vf_zero(), max = vf_zero();
-    for (unsigned i = 0; i < IQ4_SUB; i++) {
-        const vf its = vf_abs(lanes->x[i]);
-        const vm larger = vf_lt(magnitude, its);
-        magnitude = vf_choose(larger, its, magnitude);
-        max = vf_choose(larger, lanes->x[i], max);
-    }
-    const vm is_zero = vf_lt(magnitude, vf_splat(SEARCH_ZERO));
-    max = vf_choose(is_zero, vf_splat(1), max);
+    const vf extreme = extreme_lanes(IQ4_SUB, lanes->x);
+    const vm is_zero = vf_lt(vf_abs(extreme), vf_splat(SEARCH_ZERO));
+    const vf max = vf_choose(is_zero, vf_splat(1), extreme);
     iq4_best best = iq4_start(lanes, max);
     iq4_terms terms;
     iq4_find_terms(&terms, lanes, vf_div(vf_splat(LAST), max));

@@ -14,9 +14,9 @@ typedef struct block {
 _Static_assert(sizeof(block) == 18, "an iq4_nl block is 18 bytes");
 
 /* n <= 16 blocks; false if a scale does not fit half precision. importance may be NULL. */
-static bool encode_blocks(block *restrict out, unsigned n, const float *restrict x, const float *restrict importance) {
+static bool encode_blocks(block *restrict out, size_t n, const float *restrict x, const float *restrict importance) {
     iq4_lanes lanes;
-    iq4_transpose(lanes.x, x, n);
+    iq4_load(lanes.x, x, n);
     vf squares = vf_zero();
     for (unsigned i = 0; i < BLOCK; i++) squares = vf_add(squares, vf_mul(lanes.x[i], lanes.x[i]));
     iq4_weigh(&lanes, importance, n, vf_mul(squares, vf_splat(2.0f / BLOCK)));
@@ -27,7 +27,7 @@ static bool encode_blocks(block *restrict out, unsigned n, const float *restrict
     vf_store(d, scale);
     iq4_quantize(word, lanes.x, inverse);
     bool fits = true;
-    for (unsigned k = 0; k < n; k++) {
+    for (size_t k = 0; k < n; k++) {
         fits &= store_half(out[k].d, d[k]);
         memcpy(out[k].q, word[k], sizeof word[k]);
     }
@@ -41,7 +41,7 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     block *out = dst;
     bool fits = true;
     for (size_t i = 0, n_blocks = n / BLOCK; i < n_blocks; i += NIB_LANES) {
-        const unsigned n_lanes = n_blocks - i < NIB_LANES ? (unsigned)(n_blocks - i) : NIB_LANES;
+        const size_t n_lanes = n_blocks - i < NIB_LANES ? n_blocks - i : NIB_LANES;
         fits &= encode_blocks(out + i, n_lanes, src + i * BLOCK, importance ? importance + i * BLOCK : NULL);
     }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;

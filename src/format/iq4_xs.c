@@ -41,24 +41,21 @@ static bool store_scales(block *restrict out, float sub_scale[N_SUB], const floa
     return store_half(out->d, d);
 }
 
-/* n blocks, 1 or 2: their sub-blocks fill the lanes. importance may be NULL. */
-static bool encode_blocks(block *restrict out, unsigned n, const float *restrict x, const float *restrict importance) {
+/* n blocks, 1 or 2: their sub-blocks fill the lanes. sigma2: (n); importance may be NULL. */
+static bool encode_two(block *restrict out, size_t n, const float *restrict x, const float *restrict importance,
+                       const float *restrict sigma2) {
     iq4_lanes lanes;
-    float sigma2[NIB_LANES], scale[NIB_LANES], sub_scale[NIB_LANES];
-    for (unsigned k = 0; k < NIB_LANES; k++)
-        sigma2[k] = k % N_SUB       ? sigma2[k - 1]
-                    : k / N_SUB < n ? sum_of_squares(x + k * IQ4_SUB, BLOCK) * (2.0f / BLOCK)
-                                    : 0;
-    iq4_transpose(lanes.x, x, n * N_SUB);
-    iq4_weigh(&lanes, importance, n * N_SUB, vf_load(sigma2));
+    float scale[NIB_LANES], sub_scale[NIB_LANES] = {0}, sigma2_of[NIB_LANES];
+    for (unsigned k = 0; k < NIB_LANES; k++) sigma2_of[k] = sigma2[k / N_SUB];
+    iq4_load(lanes.x, x, n * N_SUB);
+    iq4_weigh(&lanes, importance, n * N_SUB, vf_load(sigma2_of));
     vf_store(scale, iq4_fit(&lanes));
     bool fits = true;
-    for (unsigned k = 0; k < n; k++) fits &= store_scales(&out[k], sub_scale + k * N_SUB, scale + k * N_SUB);
-    for (unsigned k = n * N_SUB; k < NIB_LANES; k++) sub_scale[k] = 0;
+    for (size_t k = 0; k < n; k++) fits &= store_scales(&out[k], sub_scale + k * N_SUB, scale + k * N_SUB);
     const vf its = vf_load(sub_scale);
     uint32_t word[NIB_LANES][IQ4_SUB / 8];
     iq4_quantize(word, lanes.x, vf_choose(vf_eq(its, vf_zero()), vf_zero(), vf_div(vf_splat(1), its)));
-    for (unsigned k = 0; k < n; k++) memcpy(out[k].q, word[k * N_SUB], sizeof out[k].q);
+    for (size_t k = 0; k < n; k++) memcpy(out[k].q, word[k * N_SUB], sizeof out[k].q);
     return fits;
 }
 
@@ -67,10 +64,15 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
+    const size_t n_blocks = n / BLOCK;
+    float sigma2[NIB_LANES];
     bool fits = true;
-    for (size_t i = 0, n_blocks = n / BLOCK; i < n_blocks; i += 2) {
-        const unsigned n_here = n_blocks - i < 2 ? 1 : 2;
-        fits &= encode_blocks(out + i, n_here, src + i * BLOCK, importance ? importance + i * BLOCK : NULL);
+    for (size_t i = 0; i < n_blocks; i += 2) {
+        const size_t at = i * BLOCK;
+        if (i % NIB_LANES == 0)
+            vf_store(sigma2, vf_mul(sums_of_squares_256(src + at, n_blocks - i), vf_splat(2.0f / BLOCK)));
+        fits &= encode_two(out + i, n_blocks - i < 2 ? 1 : 2, src + at, importance ? importance + at : NULL,
+                           sigma2 + i % NIB_LANES);
     }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }

@@ -5,15 +5,12 @@
 #ifndef NIB_FORMAT_NEIGHBOURS_H
 #define NIB_FORMAT_NEIGHBOURS_H
 
-#include "cpu/vec.h"
 #include "format/codebook.h"
+#include "format/lanes.h"
 
-#include <float.h>
+enum { GROUP_MAX = 8 }; /* places a group has at most */
 
-#define NIB_INLINE static inline __attribute__((always_inline))
-
-/* The most places a group has. */
-enum { GROUP_MAX = 8 };
+static const int32_t LANE[NIB_LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 /* What codebook of the spot has: >= 0 is a point, else see best_neighbour. packed: n_levels 3 or 8 */
 static inline int32_t look_at_spot(const nib_codebook *book, unsigned packed, int n_bits) {
@@ -27,29 +24,29 @@ static inline int32_t look_at_spot(const nib_codebook *book, unsigned packed, in
 /* What neighbour has the smallest error, the first of equals: packed; -1 if none has a finite one. at: what
  * look_at_spot said. error[i]: a table for vf_lookup8 of the errors of all levels at place i; with two bits a level, of
  * 4 levels twice. Errors are added from place 0 on. */
-NIB_INLINE int best_neighbour(const nib_codebook *book, int32_t at, const vf *error, unsigned group, int n_bits) {
-    static const int32_t lanes[NIB_LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+LANES_INLINE int best_neighbour(const nib_codebook *book, int32_t at, const vf *error, unsigned group, int n_bits) {
     const uint16_t *list = book->neighbours + (-1 - at), *first = list + 1;
     const int n = list[0];
+    const vi lane = vi_load(LANE);
     vf least = vf_splat(FLT_MAX);
-    vi begin = vi_splat(0);
+    vi place = lane;
     for (int k = 0; k < n; k += NIB_LANES) {
-        const vi packed = vi_from_u16(first + k);
+        const vi packed = vi_from_u16(first + k), here = vi_add(lane, vi_splat(k));
         vf sum = vf_lookup8(error[0], packed);
         for (unsigned i = 1; i < group; i++) sum = vf_add(sum, vf_lookup8(error[i], vi_sar(packed, n_bits * (int)i)));
-        const vm is_here = vf_lt(vi_to_f(vi_load(lanes)), vf_splat((float)(n - k)));
-        const vm less = vm_and(is_here, vf_lt(sum, least));
+        const vm less = vm_and(vi_lt(here, vi_splat(n)), vf_lt(sum, least));
         least = vf_choose(less, sum, least);
-        begin = vi_choose(less, vi_splat(k), begin);
+        place = vi_choose(less, here, place);
     }
     const float smallest = vf_least(least);
     if (!(smallest < FLT_MAX)) return -1;
-    uint32_t candidates = vm_bits(vf_eq(least, vf_splat(smallest)));
-    int32_t begins[NIB_LANES];
-    int best = n;
-    vi_store(begins, begin);
-    for (; candidates; candidates &= candidates - 1) {
-        const int lane = __builtin_ctz(candidates), its = begins[lane] + lane;
+    uint32_t equals = vm_bits(vf_eq(least, vf_splat(smallest)));
+    if (n <= NIB_LANES) return first[__builtin_ctz(equals)];
+    int32_t places[NIB_LANES];
+    vi_store(places, place);
+    int best = places[__builtin_ctz(equals)];
+    while (equals &= equals - 1) {
+        const int its = places[__builtin_ctz(equals)];
         best = its < best ? its : best;
     }
     return first[best];

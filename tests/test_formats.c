@@ -354,7 +354,8 @@ static void check_codebook(nib_codebook_id id, unsigned n_spots, unsigned n_dist
         for (unsigned i = 0; i < book->group; i++, rest /= book->n_levels) level[i] = (uint8_t)(rest % book->n_levels);
         if (book->at[spot] >= 0) {
             unsigned packed = 0;
-            for (unsigned i = 0; i < book->group; i++) packed |= (unsigned)level[i] << (book->n_levels == 8 ? 3 : 2) * i;
+            for (unsigned i = 0; i < book->group; i++)
+                packed |= (unsigned)level[i] << (book->n_levels == 8 ? 3 : 2) * i;
             assert_int_equal(book->packed[book->at[spot]], packed);
             assert_memory_equal(book->level + (unsigned)book->at[spot] * book->group, level, book->group);
             n_with_point++;

@@ -60,9 +60,9 @@ static const recipe recipes[NIB_CODEBOOK_N] = {
 };
 
 static const nib_codebook books[NIB_CODEBOOK_N] = {
-#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries) \
-    [NIB_CODEBOOK_##                                                               \
-        name] = {n_points, group, n_levels, name, level_##name, value_##name, at_##name, neighbours_##name, n_entries},
+#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries)               \
+    [NIB_CODEBOOK_##name] = {n_points,     group,     n_levels,          name,     level_##name, \
+                             value_##name, at_##name, neighbours_##name, n_entries},
     CODEBOOKS
 #undef CODEBOOK
 };

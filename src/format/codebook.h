@@ -34,8 +34,8 @@ typedef struct nib_codebook {
     const uint8_t *level;               /* (n_points, group) 0 .. n_levels - 1 */
     const int8_t *value;                /* (n_points, group) what decoders multiply with the scale */
     const int32_t *at;                  /* (spots) the point there, or -1 - p: its neighbours begin at neighbours[p] */
-    const uint16_t *neighbours;         /* lists: how many, then the packed points by distance, equally far ones by index */
-    unsigned n_entries;                 /* of neighbours */
+    const uint16_t *neighbours; /* lists: how many, then the packed points by distance, equally far ones by index */
+    unsigned n_entries;         /* of neighbours */
 } nib_codebook;
 
 /* For decoding: at and neighbours must not be used. Thread-safe, never fails. */

@@ -101,7 +101,7 @@ LANES_INLINE vi round_to_spots(const point_search *how, const float *x, vf inver
 }
 
 LANES_INLINE int nearest_neighbour(const point_search *how, const nib_codebook *book, int32_t at, const float *x,
-                                 const float *root, float scale) {
+                                   const float *root, float scale) {
     const int n_bits = how->n_levels == 8 ? 3 : 2;
     const vf levels = vf_mul(vf_splat(scale), level_table(n_bits));
     vf error[GROUP_MAX];
@@ -157,9 +157,22 @@ LANES_INLINE void add_points(const point_search *how, const magnitudes *sub, tri
     }
 }
 
-/* One sub-block. x, weight: (n). false: the sums overflowed, and no scale can be stored. */
+/* Where the search starts from another one: scales of evenly spaced codes for n_sub sub-blocks. x, weight: (n_sub, n) */
+LANES_INLINE void find_starts(float start[NIB_LANES], const point_search *how, const float *x, const float *weight,
+                              unsigned n_sub) {
+    float magnitude[NIB_LANES * POINTS_MAX_SUB];
+    uint8_t sign[4];
+    vf lanes[POINTS_MAX_SUB], weights[POINTS_MAX_SUB], code[POINTS_MAX_SUB];
+    for (unsigned b = 0; b < n_sub; b++)
+        set_signs_apart(how, magnitude + b * how->n, sign, x + b * how->n, weight + b * how->n);
+    load_sub_blocks(lanes, how->n, magnitude, n_sub);
+    load_sub_blocks(weights, how->n, weight, n_sub);
+    vf_store(start, fit_positive_lanes(how->n, how->n_levels + 1, lanes, weights, code));
+}
+
+/* One sub-block. x, weight: (n); start: from find_starts, if the search starts from it. false: the sums overflowed, and no scale can be stored. */
 LANES_INLINE bool fit_points(const point_search *how, const nib_codebook *book, const float *x, const float *weight,
-                           fitted_points *out) {
+                             float start, fitted_points *out) {
     const unsigned n_groups = how->n / how->group, top = 2 * (unsigned)how->n_levels - 1;
     const int n_bits = how->n_levels == 8 ? 3 : 2;
     magnitudes sub;
@@ -171,8 +184,7 @@ LANES_INLINE bool fit_points(const point_search *how, const nib_codebook *book, 
     if (max < how->zero) return true;
     float scale = max / (float)top;
     if (how->starts_from_search) {
-        uint8_t code[POINTS_MAX_SUB];
-        scale = fit_positive((int)how->n, how->n_levels + 1, sub.x, code, weight);
+        scale = start;
         max = scale * (float)how->n_levels;
         if (max <= 0) return true;
     }

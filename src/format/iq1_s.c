@@ -46,7 +46,8 @@ static iq1_split find_split(const iq1_lanes *lanes) {
             const vf up = vf_add(vf_add(low_x[IQ1_UP][i1], x), high_x[IQ1_UP][i2]);
             const vf down = vf_add(vf_sub(low_x[IQ1_DOWN][i1], x), high_x[IQ1_DOWN][i2]);
             iq1_take_better(&split, up, vf_add(vf_add(low_w[IQ1_UP][i1], w), high_w[IQ1_UP][i2]), i1, i2, IQ1_UP);
-            iq1_take_better(&split, down, vf_add(vf_add(low_w[IQ1_DOWN][i1], w), high_w[IQ1_DOWN][i2]), i1, i2, IQ1_DOWN);
+            iq1_take_better(&split, down, vf_add(vf_add(low_w[IQ1_DOWN][i1], w), high_w[IQ1_DOWN][i2]), i1, i2,
+                            IQ1_DOWN);
         }
     }
     return split;
@@ -100,8 +101,7 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     float sigma2[NIB_LANES];
     for (size_t i = 0; i < n_blocks; i += 2) {
         const size_t at = i * BLOCK;
-        if (i % NIB_LANES == 0)
-            vf_store(sigma2, iq1_sigma2(src + at, n_blocks - i));
+        if (i % NIB_LANES == 0) vf_store(sigma2, iq1_sigma2(src + at, n_blocks - i));
         if (!encode_two(out + i, n_blocks - i < 2 ? 1 : 2, book, src + at, importance + at, sigma2 + i % NIB_LANES))
             return NIB_VERDICT_SCALE_OVERFLOW;
     }

@@ -556,6 +556,30 @@ static void test_levels_agree(void **state) {
     }
 }
 
+/* Encoders work on many blocks at once; a block's bytes do not depend on its neighbours or on how many there are. */
+static void test_blocks_alone(void **state) {
+    (void)state;
+    enum { N = 4096, BLOCK = 256 };
+    static float x[N], importance[N];
+    static uint8_t together[4 * N], alone[4 * N];
+    seed = 7;
+    for (unsigned index = 0; index < nib_format_count(); index++) {
+        const nib_format *format = nib_format_at(index);
+        if (!format->encode || format->facts.block != BLOCK) continue;
+        random_row(x, N);
+        random_importance(importance, N);
+        for (unsigned i = 0; i < BLOCK; i++) x[3 * BLOCK + i] = x[9 * BLOCK + i % 16] = 0;
+        const bool needs = nib_format_encode(format, together, x, N, NULL) == NIB_VERDICT_NEEDS_IMPORTANCE;
+        for (unsigned weighted = needs; weighted < 2; weighted++) {
+            encode_everywhere(index, x, N, weighted ? importance : NULL, together);
+            for (unsigned b = 0; b < N / BLOCK; b++)
+                encode_everywhere(index, x + b * BLOCK, BLOCK, weighted ? importance + b * BLOCK : NULL,
+                                  alone + nib_format_row_bytes(format, b * BLOCK));
+            assert_memory_equal(together, alone, nib_format_row_bytes(format, N));
+        }
+    }
+}
+
 static const struct anchor {
     const char *name;
     uint64_t hash;
@@ -681,13 +705,21 @@ static void test_bad_weights(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_registry),       cmocka_unit_test(test_recorded_rows),
-        cmocka_unit_test(test_grid),           cmocka_unit_test(test_grid_refuses_unwritten_code),
-        cmocka_unit_test(test_levels_agree),   cmocka_unit_test(test_reproducible),
-        cmocka_unit_test(test_bad_weights),    cmocka_unit_test(test_codebooks),
-        cmocka_unit_test(test_mxfp4_exponent), cmocka_unit_test(test_needs_importance),
-        cmocka_unit_test(test_wide_numbers),   cmocka_unit_test(test_grid_members),
-        cmocka_unit_test(test_grid_search),    cmocka_unit_test(test_plain_floats),
+        cmocka_unit_test(test_registry),
+        cmocka_unit_test(test_recorded_rows),
+        cmocka_unit_test(test_grid),
+        cmocka_unit_test(test_grid_refuses_unwritten_code),
+        cmocka_unit_test(test_levels_agree),
+        cmocka_unit_test(test_blocks_alone),
+        cmocka_unit_test(test_reproducible),
+        cmocka_unit_test(test_bad_weights),
+        cmocka_unit_test(test_codebooks),
+        cmocka_unit_test(test_mxfp4_exponent),
+        cmocka_unit_test(test_needs_importance),
+        cmocka_unit_test(test_wide_numbers),
+        cmocka_unit_test(test_grid_members),
+        cmocka_unit_test(test_grid_search),
+        cmocka_unit_test(test_plain_floats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -123,6 +123,10 @@ static inline vi vi_sar(vi x, int n) {
 static inline vf vf_sqrt(vf x) {
     return _mm512_sqrt_ps(x);
 }
+/* To the nearest integer, ties to even; |x| < 2^22 - 1. A zero may have either sign. */
+static inline vf vf_round(vf x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 /* Comparisons with a NaN are false. */
 static inline vm vf_lt(vf x, vf y) {
     return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ);
@@ -388,6 +392,12 @@ static inline vi vi_sar(vi x, int n) {
 }
 static inline vf vf_sqrt(vf x) {
     return NIB_BOTH(vf, _mm256_sqrt_ps, x);
+}
+static inline __m256 vf_half_round(__m256 x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline vf vf_round(vf x) {
+    return NIB_BOTH(vf, vf_half_round, x);
 }
 static inline vm vf_lt(vf x, vf y) {
     return (vm){_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
@@ -690,6 +700,9 @@ static inline vf vf_sqrt(vf x) {
 #endif
     return x;
 }
+static inline vf vf_round(vf x) {
+    return vf_sub(vf_add(x, vf_splat(0x1.8p23f)), vf_splat(0x1.8p23f));
+}
 static inline vm vf_lt(vf x, vf y) {
     vm m;
     NIB_EACH m.v[i] = x.v[i] < y.v[i];
@@ -851,6 +864,9 @@ static inline vf vf_zero(void) {
     return vf_splat(0);
 }
 
+static inline vf vf_negate(vf x) {
+    return vf_mul(x, vf_splat(-1));
+}
 static inline vf vf_abs(vf x) {
     return vf_bits(vi_and(vi_bits(x), vi_splat(0x7fffffff)));
 }

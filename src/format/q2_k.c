@@ -32,23 +32,32 @@ typedef struct fits {
     float inverse[GROUP][N_SUB], from[GROUP][N_SUB];
 } fits;
 
-/* Block b of the group; importance may be NULL. */
-static void fit_block(fits *out, size_t b, const float *x, const float *importance, float sigma2) {
-    vf lane[SUB], weight[SUB];
-    min_fit fit;
-    load_lanes(lane, x, SUB, N_SUB);
-    if (importance) {
-        load_lanes(weight, importance, SUB, N_SUB);
-        vf_store(out->sum_weight[b], weigh_lanes(weight, SUB, lane, vf_splat(sigma2)));
-        fit = fit_with_minimum(&WEIGHTED, SUB, lane, weight);
-    } else {
-        for (unsigned i = 0; i < SUB; i++) weight[i] = vf_abs(lane[i]);
-        fit = fit_with_minimum(&PLAIN, SUB, lane, weight);
+/* The blocks of the group from b on that are searched at once; importance may be NULL. x: the first of the group. */
+static void fit_blocks(fits *out, size_t b, size_t n_blocks, const float *x, const float *importance,
+                       const float sigma2[GROUP]) {
+    vf lane[LANES_AT_ONCE * SUB], weight[LANES_AT_ONCE * SUB];
+    min_fit fit[LANES_AT_ONCE];
+    EACH_VECTOR {
+        const size_t n_lanes = b + v < n_blocks ? N_SUB : 0, at = (b + v) * BLOCK;
+        vf *x_of = lane + v * SUB, *weight_of = weight + v * SUB;
+        load_lanes(x_of, x + at, SUB, n_lanes);
+        if (importance) {
+            load_lanes(weight_of, importance + at, SUB, n_lanes);
+            vf_store(out->sum_weight[b + v], weigh_lanes(weight_of, SUB, x_of, vf_splat(sigma2[b + v])));
+        } else {
+            for (unsigned i = 0; i < SUB; i++) weight_of[i] = vf_abs(x_of[i]);
+        }
     }
-    vf_store(out->scale[b], fit.scale);
-    vf_store(out->negated_min[b], vf_negate(fit.min));
-    vf_store(out->inverse[b], fit.inverse);
-    vf_store(out->from[b], fit.from);
+    if (importance)
+        fit_with_minimum(&WEIGHTED, SUB, lane, weight, fit);
+    else
+        fit_with_minimum(&PLAIN, SUB, lane, weight, fit);
+    EACH_VECTOR {
+        vf_store(out->scale[b + v], fit[v].scale);
+        vf_store(out->negated_min[b + v], vf_negate(fit[v].min));
+        vf_store(out->inverse[b + v], fit[v].inverse);
+        vf_store(out->from[b + v], fit[v].from);
+    }
 }
 
 /* Scales or minimums rounded to 1/15 of the largest, which is returned; lane i: block i. */
@@ -84,11 +93,10 @@ static bool code_scales(block *out, const fits *found, size_t n_blocks, bool wei
 }
 
 static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {
-    fits found;
+    fits found = {0};
     float sigma2[GROUP] = {0};
     if (importance) vf_store(sigma2, vf_div(sums_of_squares_256(x, n_blocks), vf_splat(BLOCK)));
-    for (size_t b = 0; b < n_blocks; b++)
-        fit_block(&found, b, x + b * BLOCK, importance ? importance + b * BLOCK : NULL, sigma2[b]);
+    for (size_t b = 0; b < n_blocks; b += LANES_AT_ONCE) fit_blocks(&found, b, n_blocks, x, importance, sigma2);
     const bool fit_half = code_scales(out, &found, n_blocks, importance);
     for (size_t b = 0; b < n_blocks; b++, x += BLOCK) {
         uint8_t code[BLOCK];

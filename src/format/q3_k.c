@@ -43,11 +43,16 @@ typedef struct fits {
     uint8_t code[GROUP][SUB][N_SUB];
 } fits;
 
-static void fit_plain(fits *out, size_t b, const float *x) {
-    vf lane[SUB], level[SUB];
-    load_lanes(lane, x, SUB, N_SUB);
-    vf_store(out->scale[b], fit_by_descent(SUB, 4, lane, level));
-    for (unsigned i = 0; i < SUB; i++) vi_store_bytes(out->code[b][i], vf_to_i(vf_add(level[i], vf_splat(4))));
+/* The blocks of the group from b on that are searched at once. x: the first of the group */
+static void fit_plain(fits *out, size_t b, size_t n_blocks, const float *x) {
+    vf lane[LANES_AT_ONCE * SUB], level[LANES_AT_ONCE * SUB], scale[LANES_AT_ONCE];
+    EACH_VECTOR load_lanes(lane + v * SUB, x + (b + v) * BLOCK, SUB, b + v < n_blocks ? N_SUB : 0);
+    fit_by_descent(SUB, 4, lane, level, scale);
+    EACH_VECTOR {
+        vf_store(out->scale[b + v], scale[v]);
+        for (unsigned i = 0; i < SUB; i++)
+            vi_store_bytes(out->code[b + v][i], vf_to_i(vf_add(level[v * SUB + i], vf_splat(4))));
+    }
 }
 
 static void fit_weighted(fits *out, size_t b, const float *x, const float *importance, float sigma2) {
@@ -55,7 +60,7 @@ static void fit_weighted(fits *out, size_t b, const float *x, const float *impor
     load_lanes(lane, x, SUB, N_SUB);
     load_lanes(weight, importance, SUB, N_SUB);
     vf_store(out->sum_weight[b], weigh_lanes(weight, SUB, lane, vf_splat(sigma2)));
-    const symmetric_fit fit = fit_symmetric(SUB, 4, lane, weight);
+    const symmetric_fit fit = fit_symmetric(SUB, 4, lane, weight, true);
     vf_store(out->scale[b], fit.scale);
     vf_store(out->inverse[b], fit.inverse);
 }
@@ -74,10 +79,10 @@ static vf round_scales(const vf x[N_SUB], vi code[N_SUB]) {
 
 /* The same by search. */
 static vf fit_scales(const vf x[N_SUB], const vf weight[N_SUB], vi code[N_SUB]) {
-    const symmetric_fit fit = fit_symmetric(N_SUB, 32, x, weight);
+    const symmetric_fit fit = fit_symmetric(N_SUB, 32, x, weight, false);
     for (unsigned g = 0; g < N_SUB; g++)
-        code[g] =
-            vi_choose(fit.is_zero, vi_splat(0), vi_add(vf_to_i(symmetric_level(fit.inverse, x[g], 32)), vi_splat(32)));
+        code[g] = vi_choose(fit.is_zero, vi_splat(0),
+                            vi_add(vf_to_i(symmetric_level(fit.inverse, x[g], 32, false)), vi_splat(32)));
     return fit.scale;
 }
 
@@ -116,12 +121,9 @@ static bool encode_group(block *out, const float *x, size_t n_blocks, const floa
     fits found;
     float sigma2[GROUP];
     if (importance) vf_store(sigma2, vf_div(vf_mul(vf_splat(2), sums_of_squares_256(x, n_blocks)), vf_splat(BLOCK)));
-    for (size_t b = 0; b < n_blocks; b++) {
-        if (importance)
-            fit_weighted(&found, b, x + b * BLOCK, importance + b * BLOCK, sigma2[b]);
-        else
-            fit_plain(&found, b, x + b * BLOCK);
-    }
+    for (size_t b = 0; importance && b < n_blocks; b++)
+        fit_weighted(&found, b, x + b * BLOCK, importance + b * BLOCK, sigma2[b]);
+    for (size_t b = 0; !importance && b < n_blocks; b += LANES_AT_ONCE) fit_plain(&found, b, n_blocks, x);
     const bool fits_half = code_scales(out, &found, n_blocks, importance);
     for (size_t b = 0; b < n_blocks; b++, x += BLOCK) {
         uint8_t code[BLOCK];

@@ -35,7 +35,7 @@ static bool encode_weighted(block *out, const float *x, size_t n_blocks, const f
     load_sub_blocks(lane, BLOCK, x, n_blocks);
     load_sub_blocks(weight, BLOCK, importance, n_blocks);
     weigh_lanes(weight, BLOCK, lane, vf_splat(sigma2));
-    const symmetric_fit fit = fit_symmetric(BLOCK, 8, lane, weight);
+    const symmetric_fit fit = fit_symmetric(BLOCK, 8, lane, weight, true);
     vf_store(scale, fit.scale);
     vf_store(inverse, fit.inverse);
     for (size_t b = 0; b < n_blocks; b++) {

@@ -30,19 +30,27 @@ static float quantize_block(uint8_t *restrict code, float *restrict min, const f
     return d;
 }
 
-/* Up to 16 blocks with an importance matrix, a block in each lane. */
+enum { GROUP = LANES_AT_ONCE * NIB_LANES };
+
+/* Up to GROUP blocks with an importance matrix, a block in each lane. */
 static bool encode_weighted(block *out, const float *x, size_t n_blocks, const float *importance, float sigma2) {
-    vf lane[BLOCK], weight[BLOCK];
-    float scale[NIB_LANES], min[NIB_LANES], inverse[NIB_LANES], from[NIB_LANES];
+    vf lane[LANES_AT_ONCE * BLOCK], weight[LANES_AT_ONCE * BLOCK];
+    float scale[GROUP], min[GROUP], inverse[GROUP], from[GROUP];
+    min_fit fit[LANES_AT_ONCE];
     bool fits = true;
-    load_sub_blocks(lane, BLOCK, x, n_blocks);
-    load_sub_blocks(weight, BLOCK, importance, n_blocks);
-    weigh_lanes(weight, BLOCK, lane, vf_splat(sigma2));
-    const min_fit fit = fit_with_minimum(&SEARCH, BLOCK, lane, weight);
-    vf_store(scale, fit.scale);
-    vf_store(min, fit.min);
-    vf_store(inverse, fit.inverse);
-    vf_store(from, fit.from);
+    EACH_VECTOR {
+        const size_t first = v * NIB_LANES, n_lanes = first < n_blocks ? n_blocks - first : 0;
+        load_sub_blocks(lane + v * BLOCK, BLOCK, x + first * BLOCK, n_lanes);
+        load_sub_blocks(weight + v * BLOCK, BLOCK, importance + first * BLOCK, n_lanes);
+        weigh_lanes(weight + v * BLOCK, BLOCK, lane + v * BLOCK, vf_splat(sigma2));
+    }
+    fit_with_minimum(&SEARCH, BLOCK, lane, weight, fit);
+    EACH_VECTOR {
+        vf_store(scale + v * NIB_LANES, fit[v].scale);
+        vf_store(min + v * NIB_LANES, fit[v].min);
+        vf_store(inverse + v * NIB_LANES, fit[v].inverse);
+        vf_store(from + v * NIB_LANES, fit[v].from);
+    }
     for (size_t b = 0; b < n_blocks; b++) {
         uint8_t code[BLOCK];
         codes_above(code, BLOCK, x + b * BLOCK, inverse[b], from[b], 31);
@@ -76,8 +84,8 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
         return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
     }
     const float sigma2 = sum_of_squares(src, n) / (float)n;
-    for (size_t b = 0; b < n_blocks; b += NIB_LANES) {
-        const size_t n_here = n_blocks - b < NIB_LANES ? n_blocks - b : NIB_LANES;
+    for (size_t b = 0; b < n_blocks; b += GROUP) {
+        const size_t n_here = n_blocks - b < GROUP ? n_blocks - b : GROUP;
         fits &= encode_weighted(out + b, src + b * BLOCK, n_here, importance + b * BLOCK, sigma2);
     }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;

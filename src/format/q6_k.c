@@ -57,7 +57,7 @@ static void fit_block(fits *out, size_t b, const float *x, const float *importan
         load_lanes(weight, importance, SUB, N_SUB);
     else
         for (unsigned i = 0; i < SUB; i++) weight[i] = vf_mul(lane[i], lane[i]);
-    const symmetric_fit fit = fit_symmetric(SUB, 32, lane, weight);
+    const symmetric_fit fit = fit_symmetric(SUB, 32, lane, weight, true);
     vf_store(out->scale[b], fit.scale);
     vf_store(out->inverse[b], fit.inverse);
 }

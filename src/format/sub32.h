@@ -68,27 +68,35 @@ static inline void weigh_sub32(vf weight[SUB32_WEIGHTS], const vf x[SUB32_WEIGHT
     for (unsigned i = 0; i < SUB32_WEIGHTS; i++) weight[i] = vf_add(rms, vf_abs(x[i]));
 }
 
-/* The sub-blocks of two blocks (of one if there is no more), from sub-block `at` on. x: the first of the group. */
+/* The sub-blocks from `at` on that are searched at once; importance may be NULL. x: the first block of the group. */
 static inline void fit_sub32(sub32_group *g, const sub32_format *format, const float *x, size_t n_blocks, size_t at,
                              const float *importance, const float sigma2[SUB32_GROUP]) {
-    const size_t n_lanes = n_blocks * SUB32_N - at;
-    vf lane[SUB32_WEIGHTS], weight[SUB32_WEIGHTS];
-    min_fit fit;
-    load_sub_blocks(lane, SUB32_WEIGHTS, x + at * SUB32_WEIGHTS, n_lanes);
-    if (importance) {
-        float sigma2_of[NIB_LANES];
-        for (unsigned i = 0; i < NIB_LANES; i++) sigma2_of[i] = sigma2[(at + i) / SUB32_N];
-        load_sub_blocks(weight, SUB32_WEIGHTS, importance + at * SUB32_WEIGHTS, n_lanes);
-        vf_store(g->sum_weight + at, weigh_lanes(weight, SUB32_WEIGHTS, lane, vf_load(sigma2_of)));
-        fit = fit_with_minimum(&format->weighted, SUB32_WEIGHTS, lane, weight);
-    } else {
-        weigh_sub32(weight, lane);
-        fit = fit_with_minimum(&format->plain, SUB32_WEIGHTS, lane, weight);
+    vf lane[LANES_AT_ONCE * SUB32_WEIGHTS], weight[LANES_AT_ONCE * SUB32_WEIGHTS];
+    min_fit fit[LANES_AT_ONCE];
+    EACH_VECTOR {
+        const size_t first = at + v * NIB_LANES, end = n_blocks * SUB32_N, n_lanes = first < end ? end - first : 0;
+        vf *x_of = lane + v * SUB32_WEIGHTS, *weight_of = weight + v * SUB32_WEIGHTS;
+        load_sub_blocks(x_of, SUB32_WEIGHTS, x + first * SUB32_WEIGHTS, n_lanes);
+        if (importance) {
+            float sigma2_of[NIB_LANES];
+            for (unsigned i = 0; i < NIB_LANES; i++) sigma2_of[i] = sigma2[(first + i) / SUB32_N];
+            load_sub_blocks(weight_of, SUB32_WEIGHTS, importance + first * SUB32_WEIGHTS, n_lanes);
+            vf_store(g->sum_weight + first, weigh_lanes(weight_of, SUB32_WEIGHTS, x_of, vf_load(sigma2_of)));
+        } else {
+            weigh_sub32(weight_of, x_of);
+        }
     }
-    vf_store(g->scale + at, fit.scale);
-    vf_store(g->negated_min + at, vf_negate(fit.min));
-    vf_store(g->inverse + at, fit.inverse);
-    vf_store(g->from + at, fit.from);
+    if (importance)
+        fit_with_minimum(&format->weighted, SUB32_WEIGHTS, lane, weight, fit);
+    else
+        fit_with_minimum(&format->plain, SUB32_WEIGHTS, lane, weight, fit);
+    EACH_VECTOR {
+        const size_t first = at + v * NIB_LANES;
+        vf_store(g->scale + first, fit[v].scale);
+        vf_store(g->negated_min + first, vf_negate(fit[v].min));
+        vf_store(g->inverse + first, fit[v].inverse);
+        vf_store(g->from + first, fit[v].from);
+    }
 }
 
 /* Scales or minimums rounded to 1/63 of the largest, which is returned; lane i: block i. */
@@ -135,7 +143,7 @@ static inline bool encode_sub32(sub32_group *g, const sub32_format *format, cons
     bool fits = true;
     if (importance)
         vf_store(sigma2, vf_div(vf_mul(vf_splat(2), sums_of_squares_256(x, n_blocks)), vf_splat(SUB32_BLOCK)));
-    for (size_t at = 0; at < n_blocks * SUB32_N; at += NIB_LANES)
+    for (size_t at = 0; at < n_blocks * SUB32_N; at += LANES_AT_ONCE * NIB_LANES)
         fit_sub32(g, format, x, n_blocks, at, importance, sigma2);
     const bool clamp = !importance || format->clamp;
     vf_store(d, code_sub32(g, g->scale, n_blocks, importance, clamp, scale));

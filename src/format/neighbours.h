@@ -12,7 +12,7 @@ enum { GROUP_MAX = 8 }; /* places a group has at most */
 
 static const int32_t LANE[NIB_LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* What codebook of the spot has: >= 0 is a point, else see best_neighbour. packed: n_levels 3 or 8 */
+/* What stands at the spot of packed levels: a point, or below 0 what best_neighbour must know. n_bits: of a level */
 static inline int32_t look_at_spot(const nib_codebook *book, unsigned packed, int n_bits) {
     if (n_bits == 3) return book->at[packed];
     /* digits of base 4 to digits of base 3, in pairs, in fours, in eights */

@@ -352,6 +352,10 @@ static void check_codebook(nib_codebook_id id, unsigned n_spots, unsigned n_dist
         unsigned rest = spot;
         for (unsigned i = 0; i < book->group; i++, rest /= book->n_levels) level[i] = (uint8_t)(rest % book->n_levels);
         if (book->at[spot] >= 0) {
+            unsigned packed = 0;
+            for (unsigned i = 0; i < book->group; i++)
+                packed |= (unsigned)level[i] << (book->n_levels == 8 ? 3 : 2) * i;
+            assert_int_equal(book->packed[book->at[spot]], packed);
             assert_memory_equal(book->level + (unsigned)book->at[spot] * book->group, level, book->group);
             n_with_point++;
             continue;
@@ -372,7 +376,7 @@ static void check_codebook(nib_codebook_id id, unsigned n_spots, unsigned n_dist
                 n_seen += last != squared;
                 last = squared;
                 assert_true(n < list[0]);
-                assert_int_equal(list[1 + n++], p);
+                assert_int_equal(list[1 + n++], book->packed[p]);
             }
         }
         assert_int_equal(n, list[0]);

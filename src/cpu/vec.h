@@ -77,6 +77,10 @@ static inline __m128 vf_quarter_max(vf x) {
     const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
+static inline __m128 vf_quarter_min(vf x) {
+    const __m256 y = _mm256_min_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return _mm_min_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
 }
@@ -134,6 +138,9 @@ static inline vm vf_eq(vf x, vf y) {
 static inline vm vi_eq(vi x, vi y) {
     return _mm512_cmpeq_epi32_mask(x, y);
 }
+static inline vm vi_lt(vi x, vi y) {
+    return _mm512_cmplt_epi32_mask(x, y);
+}
 static inline vm vm_and(vm x, vm y) {
     return (vm)(x & y);
 }
@@ -165,6 +172,25 @@ static inline vi vi_max(vi x, vi y) {
 }
 static inline vi vi_min(vi x, vi y) {
     return _mm512_min_epi32(x, y);
+}
+/* Bit i: lane i. */
+static inline uint32_t vm_bits(vm x) {
+    return x;
+}
+/* 8 numbers twice, a table for vf_lookup8. */
+static inline vf vf_twice(const float *p) {
+    return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+}
+/* table[index % 8], lane by lane; the table's halves are equal. */
+static inline vf vf_lookup8(vf table, vi index) {
+    return _mm512_permutexvar_ps(index, table);
+}
+/* table[index % 16] */
+static inline vf vf_lookup16(vf table, vi index) {
+    return _mm512_permutexvar_ps(index, table);
+}
+static inline vi vi_from_u16(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
 }
 /* Towards zero; |x| < 2^31. */
 static inline vi vf_to_i(vf x) {
@@ -315,6 +341,10 @@ static inline __m128 vf_quarter_max(vf x) {
     const __m256 y = _mm256_max_ps(x.a, x.b);
     return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
+static inline __m128 vf_quarter_min(vf x) {
+    const __m256 y = _mm256_min_ps(x.a, x.b);
+    return _mm_min_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)),
                 _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
@@ -379,6 +409,9 @@ static inline vm vf_eq(vf x, vf y) {
 static inline vm vi_eq(vi x, vi y) {
     return (vm){_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.a, y.a)), _mm256_castsi256_ps(_mm256_cmpeq_epi32(x.b, y.b))};
 }
+static inline vm vi_lt(vi x, vi y) {
+    return (vm){_mm256_castsi256_ps(_mm256_cmpgt_epi32(y.a, x.a)), _mm256_castsi256_ps(_mm256_cmpgt_epi32(y.b, x.b))};
+}
 static inline vm vm_and(vm x, vm y) {
     return NIB_BOTH2(vm, _mm256_and_ps, x, y);
 }
@@ -408,6 +441,26 @@ static inline vi vi_max(vi x, vi y) {
 }
 static inline vi vi_min(vi x, vi y) {
     return NIB_BOTH2(vi, _mm256_min_epi32, x, y);
+}
+static inline uint32_t vm_bits(vm x) {
+    return (uint32_t)_mm256_movemask_ps(x.a) | (uint32_t)_mm256_movemask_ps(x.b) << 8;
+}
+static inline vf vf_twice(const float *p) {
+    return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p)};
+}
+static inline vf vf_lookup8(vf table, vi index) {
+    return NIB_BOTH2(vf, _mm256_permutevar8x32_ps, table, index);
+}
+static inline __m256 vf_half_lookup16(vf table, __m256i index) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.a, index), _mm256_permutevar8x32_ps(table.b, index),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+static inline vf vf_lookup16(vf table, vi index) {
+    return (vf){vf_half_lookup16(table, index.a), vf_half_lookup16(table, index.b)};
+}
+static inline vi vi_from_u16(const uint16_t *p) {
+    return (vi){_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p + 8)))};
 }
 static inline vi vf_to_i(vf x) {
     return NIB_BOTH(vi, _mm256_cvttps_epi32, x);
@@ -578,6 +631,12 @@ static inline nib_f32x4 vf_larger(nib_f32x4 x, nib_f32x4 y) {
 static inline nib_f32x4 vf_quarter_max(vf x) {
     return vf_larger(vf_larger(x.v[0], x.v[2]), vf_larger(x.v[1], x.v[3]));
 }
+static inline nib_f32x4 vf_smaller(nib_f32x4 x, nib_f32x4 y) {
+    return vf_pick(x < y, x, y);
+}
+static inline nib_f32x4 vf_quarter_min(vf x) {
+    return vf_smaller(vf_smaller(x.v[0], x.v[2]), vf_smaller(x.v[1], x.v[3]));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     float lanes[16];
     for (int i = 0; i < 16; i++) lanes[i] = nib_f16_to_f32(p[i]);
@@ -663,6 +722,11 @@ static inline vm vi_eq(vi x, vi y) {
     NIB_EACH m.v[i] = x.v[i] == y.v[i];
     return m;
 }
+static inline vm vi_lt(vi x, vi y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] < y.v[i];
+    return m;
+}
 static inline vm vm_and(vm x, vm y) {
     NIB_EACH x.v[i] &= y.v[i];
     return x;
@@ -704,6 +768,31 @@ static inline vi vi_min(vi x, vi y) {
     vm m;
     NIB_EACH m.v[i] = x.v[i] < y.v[i];
     return vi_choose(m, x, y);
+}
+static inline uint32_t vm_bits(vm x) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++) bits |= ((uint32_t)x.v[i / 4][i % 4] & 1) << i;
+    return bits;
+}
+static inline vf vf_twice(const float *p) {
+    vf x;
+    memcpy(&x, p, 32);
+    memcpy((char *)&x + 32, p, 32);
+    return x;
+}
+static inline vf vf_lookup16(vf table, vi index) {
+    float from[16], lanes[16];
+    vf_store(from, table);
+    for (int i = 0; i < 16; i++) lanes[i] = from[index.v[i / 4][i % 4] & 15];
+    return vf_load(lanes);
+}
+static inline vf vf_lookup8(vf table, vi index) {
+    return vf_lookup16(table, index);
+}
+static inline vi vi_from_u16(const uint16_t *p) {
+    int32_t lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = p[i];
+    return vi_load(lanes);
 }
 static inline vi vf_to_i(vf x) {
     vi y;
@@ -795,6 +884,11 @@ static inline float vf_largest(vf x) {
     const __typeof__(vf_quarter_max(x)) y = vf_quarter_max(x);
     const float even = y[0] > y[2] ? y[0] : y[2], odd = y[1] > y[3] ? y[1] : y[3];
     return even > odd ? even : odd;
+}
+static inline float vf_least(vf x) {
+    const __typeof__(vf_quarter_min(x)) y = vf_quarter_min(x);
+    const float even = y[0] < y[2] ? y[0] : y[2], odd = y[1] < y[3] ? y[1] : y[3];
+    return even < odd ? even : odd;
 }
 static inline double vd_sum(vd x) {
     double lanes[16];

@@ -29,62 +29,6 @@ typedef struct fit_sums {
     float xl, ll;
 } fit_sums;
 
-/* Codes 0..n_max of non-negative x (the scales of sub-blocks): nine scales, then coordinate descent. */
-static inline float fit_positive(int n, int n_max, const float *x, uint8_t *code, const float *weight) {
-    float max = 0;
-    for (int i = 0; i < n; i++) max = max > x[i] ? max : x[i];
-    if (max < SEARCH_ZERO) {
-        memset(code, 0, (size_t)n);
-        return 0;
-    }
-    float inverse = (float)n_max / max, best = 0;
-    for (int i = 0; i < n; i++) {
-        const float e = x[i] - 1 / inverse * (float)(uint8_t)round_even(inverse * x[i]);
-        best += weight[i] * e * e;
-    }
-    for (int step = -4; step <= 4; step++) {
-        if (step == 0) continue;
-        const float trial = (0.1f * (float)step + (float)n_max) / max, scale = 1 / trial;
-        float error = 0;
-        for (int i = 0; i < n; i++) {
-            const int l = round_even(trial * x[i]);
-            const float e = x[i] - scale * (float)(l < n_max ? l : n_max);
-            error += weight[i] * e * e;
-        }
-        if (error < best) {
-            best = error;
-            inverse = trial;
-        }
-    }
-    float xl = 0, ll = 0;
-    for (int i = 0; i < n; i++) {
-        const int rounded = round_even(inverse * x[i]), l = rounded < n_max ? rounded : n_max;
-        code[i] = (uint8_t)l;
-        xl += weight[i] * x[i] * (float)l;
-        ll += weight[i] * (float)l * (float)l;
-    }
-    bool changed = true;
-    for (int sweep = 0; sweep < 5 && changed; sweep++) {
-        changed = false;
-        for (int i = 0; i < n; i++) {
-            const float w = weight[i];
-            float rest_xl = xl - w * x[i] * (float)code[i], rest_ll = ll - w * (float)code[i] * (float)code[i];
-            if (!(rest_xl > 0 && rest_ll > 0)) continue;
-            const int rounded = round_even(x[i] * rest_ll / rest_xl), l = rounded < n_max ? rounded : n_max;
-            if (l == code[i]) continue;
-            rest_xl += w * x[i] * (float)l;
-            rest_ll += w * (float)l * (float)l;
-            if (rest_xl * rest_xl * ll > xl * xl * rest_ll) {
-                code[i] = (uint8_t)l;
-                xl = rest_xl;
-                ll = rest_ll;
-                changed = true;
-            }
-        }
-    }
-    return ll > 0 ? xl / ll : 0.0f;
-}
-
 /* The weight of each error with an importance matrix: importance * sqrt(sigma2 + x^2). */
 static inline void weigh(float *restrict weight, size_t n, const float *restrict x, const float *restrict importance,
                          float sigma2) {

@@ -133,6 +133,9 @@ static inline vi vi_and(vi x, vi y) {
 static inline vi vi_or(vi x, vi y) {
     return _mm512_or_si512(x, y);
 }
+static inline vi vi_xor(vi x, vi y) {
+    return _mm512_xor_si512(x, y);
+}
 static inline vi vi_shr(vi x, int n) {
     return _mm512_srli_epi32(x, (unsigned)n);
 }
@@ -342,6 +345,9 @@ static inline vi vi_and(vi x, vi y) {
 }
 static inline vi vi_or(vi x, vi y) {
     return NIB_BOTH2(vi, _mm256_or_si256, x, y);
+}
+static inline vi vi_xor(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_xor_si256, x, y);
 }
 static inline vi vi_shr(vi x, int n) {
     return (vi){_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)};
@@ -585,6 +591,10 @@ static inline vi vi_and(vi x, vi y) {
 }
 static inline vi vi_or(vi x, vi y) {
     NIB_EACH x.v[i] |= y.v[i];
+    return x;
+}
+static inline vi vi_xor(vi x, vi y) {
+    NIB_EACH x.v[i] ^= y.v[i];
     return x;
 }
 static inline vi vi_shr(vi x, int n) {

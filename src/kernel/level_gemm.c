@@ -245,6 +245,12 @@ static inline tile_at find_tile(const nib_linear_task *task, size_t k, size_t i,
                      .sums = sums + ROWS * (begin - zero)};
 }
 
+/* The next tile comes from the second or third cache while this one is worked on. */
+static inline void prefetch_tile(const nib_linear_task *task, const void *packed) {
+    const char *next = (const char *)packed + task->tile_bytes;
+    for (size_t i = 0; i < task->tile_bytes; i += 64) __builtin_prefetch(next + i);
+}
+
 /* src (32, stride words) to dst (n_words, 32). */
 static void transpose_words(const void *src, size_t src_stride, size_t n_words, void *dst) {
     for (size_t i = 0; i < n_words; i += 16)
@@ -297,6 +303,9 @@ static void panel_ints(const nib_linear_task *task, size_t k, size_t n, nib_pane
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(task, k, i, sums);
         work.tile = tile.packed;
+#ifndef NO_PF
+        prefetch_tile(task, tile.packed);
+#endif
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
         if (!turns && !format->centre)
             subtract_minimums(scratch, work.tile, shape.group, work.n_groups, tile.n_columns, tile.sums);

@@ -29,19 +29,22 @@ static void round_codes(const float *x, vf factor, int8_t *code) {
     vi_store_bytes(code, vi_sub(vi_bits(vf_add(vf_mul(vf_load(x), factor), magic)), vi_bits(magic)));
 }
 
-/* NaN if any of the values is not finite: the products will say so, instead of making a number up. */
-static float largest_magnitude(const float *x, size_t n) {
-    vf most = vf_zero(), poison = vf_zero();
-    for (size_t i = 0; i < n; i += 16) {
-        const vf v = vf_load(x + i);
-        most = vf_max(most, vf_max(vf_sub(vf_zero(), v), v));
-        poison = vf_fma(v, vf_zero(), poison);
+static inline vf magnitude(vf x) {
+    return vf_bits(vi_and(vi_bits(x), vi_splat(0x7fffffff)));
+}
+
+/* 0, or NaN if any of the values is not finite: the products will say so, instead of making a number up. */
+static float poison_of(const float x[K]) {
+    vf poison[2] = {vf_zero(), vf_zero()};
+    for (size_t i = 0; i < K; i += 32) {
+        poison[0] = vf_fma(vf_load(x + i), vf_zero(), poison[0]);
+        poison[1] = vf_fma(vf_load(x + i + 16), vf_zero(), poison[1]);
     }
-    return vf_largest(most) + vf_sum(poison);
+    return vf_sum(vf_add(poison[0], poison[1]));
 }
 
 /* The value of largest magnitude, with its sign; the first of equals. */
-static float signed_extreme(const float *x) {
+static float signed_extreme(const float x[K]) {
     vf most = vf_load(x), least = most;
     for (size_t i = 16; i < K; i += 16) {
         most = vf_max(most, vf_load(x + i));
@@ -54,26 +57,47 @@ static float signed_extreme(const float *x) {
     return above;
 }
 
+/* The largest magnitudes of 32 values each. */
+static void largest_of_32(const float x[K], float largest[K / 32]) {
+    float lanes[16][16], most[16];
+    memset(lanes + K / 32, 0, sizeof lanes / 2);
+    for (size_t g = 0; g < K / 32; g++)
+        vf_store(lanes[g], vf_max(magnitude(vf_load(x + 32 * g)), magnitude(vf_load(x + 32 * g + 16))));
+    vf all = vf_zero();
+    for (size_t i = 0; i < 16; i += 4) {
+        vi turned[4];
+        vi_turn(turned, lanes[0] + i, sizeof lanes[0]);
+        const vf two = vf_max(vf_bits(turned[0]), vf_bits(turned[1]));
+        all = vf_max(all, vf_max(two, vf_max(vf_bits(turned[2]), vf_bits(turned[3]))));
+    }
+    vf_store(most, all);
+    memcpy(largest, most, K / 32 * sizeof *largest);
+}
+
 /* 256 floats to integers, and the sums of 16 codes each. */
 static void quantize_block(nib_route route, const float x[K], int8_t code[K], float scale[K / 32],
                            int32_t sum16[K / 16]) {
+    const float poison = poison_of(x);
     if (route == NIB_ROUTE_INT_256) {
-        const float extreme = signed_extreme(x), poison = 0 * largest_magnitude(x, K);
-        const float factor = extreme != 0 ? -127 / extreme : 0;
+        const float extreme = signed_extreme(x), factor = extreme != 0 ? -127 / extreme : 0;
         for (size_t g = 0; g < K / 32; g++) scale[g] = (extreme != 0 ? 1 / factor : 0) + poison;
         for (size_t i = 0; i < K; i += 16) round_codes(x + i, vf_splat(factor), code + i);
     } else {
+        float factor[K / 32];
+        largest_of_32(x, scale);
         for (size_t g = 0; g < K / 32; g++) {
-            scale[g] = largest_magnitude(x + 32 * g, 32) / 127;
-            const vf factor = vf_splat(scale[g] != 0 ? 1 / scale[g] : 0);
-            round_codes(x + 32 * g, factor, code + 32 * g);
-            round_codes(x + 32 * g + 16, factor, code + 32 * g + 16);
+            scale[g] = scale[g] / 127;
+            factor[g] = scale[g] != 0 ? 1 / scale[g] : 0;
+            scale[g] += poison;
         }
+        for (size_t i = 0; i < K; i += 16) round_codes(x + i, vf_splat(factor[i / 32]), code + i);
     }
     int32_t sum4[K / 4];
     for (size_t i = 0; i < K; i += 64)
         vi_store(sum4 + i / 4, vi_dp4(vi_splat(0), vi_splat(0x01010101), vi_load(code + i)));
-    for (size_t i = 0; i < K / 16; i++) sum16[i] = sum4[4 * i] + sum4[4 * i + 1] + sum4[4 * i + 2] + sum4[4 * i + 3];
+    vi turned[4];
+    vi_turn(turned, sum4, 16);
+    vi_store(sum16, vi_add(vi_add(turned[0], turned[1]), vi_add(turned[2], turned[3])));
 }
 
 static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {

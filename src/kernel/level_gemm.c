@@ -28,6 +28,65 @@ enum { INT_VECTORS = 1, INT_COLUMNS = 2 };
 #define EACH_COLUMN NIB_UNROLL for (size_t j = 0; j < n; j++)
 #define EACH_VECTOR NIB_UNROLL for (size_t v = 0; v < INT_VECTORS; v++)
 
+/* ---- tiles of floats -------------------------------------------------------------------------------------------- */
+
+#if defined(__AVX512BF16__)
+NIB_INLINE void tile_pairs(size_t n, const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs, float *sums,
+                           bool first) {
+    __m512 sum[TOKENS][2];
+    EACH_COLUMN sum[j][0] = sum[j][1] = vf_zero();
+    for (size_t k = 0; k < n_pairs; k++) {
+        const __m512bh w0 = (__m512bh)vi_load(panel[k]), w1 = (__m512bh)vi_load(panel[k] + 16);
+        EACH_COLUMN {
+            const __m512bh x = (__m512bh)vi_splat((int32_t)tile[TOKENS * k + j]);
+            sum[j][0] = _mm512_dpbf16_ps(sum[j][0], w0, x);
+            sum[j][1] = _mm512_dpbf16_ps(sum[j][1], w1, x);
+        }
+    }
+    EACH_COLUMN NIB_UNROLL for (size_t v = 0; v < 2; v++) {
+        float *to = sums + ROWS * j + 16 * v;
+        vf_store(to, first ? sum[j][v] : vf_add(vf_load(to), sum[j][v]));
+    }
+}
+#endif
+
+#define EACH_WIDTH(call) \
+    switch (n_columns) { \
+    case 1:              \
+        call(1);         \
+        break;           \
+    case 2:              \
+        call(2);         \
+        break;           \
+    case 3:              \
+        call(3);         \
+        break;           \
+    case 4:              \
+        call(4);         \
+        break;           \
+    case 5:              \
+        call(5);         \
+        break;           \
+    case 6:              \
+        call(6);         \
+        break;           \
+    }
+
+static void tile_floats(size_t n_columns, const float *tile, const float *panel, size_t n_k, float *sums, bool first) {
+#define CALL(n) tile_f32_columns(n, tile, TOKENS, 1, panel, ROWS, n_k, sums, ROWS, first)
+    EACH_WIDTH(CALL)
+#undef CALL
+}
+
+#if defined(__AVX512BF16__)
+static void tile_bf16(size_t n_columns, const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs,
+                      float *sums, bool first) {
+#define CALL(n) tile_pairs(n, tile, panel, n_pairs, sums, first)
+    EACH_WIDTH(CALL)
+#undef CALL
+}
+#endif
+
 /* ---- tiles of integers ------------------------------------------------------------------------------------------ */
 
 typedef struct int_work {
@@ -155,77 +214,12 @@ static int_tile_fn *const *int_tiles_for(nib_route route, const nib_panel_shape 
 /* sums -= minimums (floats, of formats that only unpack) * sums of activations. */
 static void subtract_minimums(const nib_panel_scratch *scratch, const nib_int_tile *tile, size_t group, size_t n_groups,
                               size_t n_columns, float *sums) {
-    for (size_t j = 0; j < n_columns; j++) {
-        vf total[2] = {vf_load(sums + ROWS * j), vf_load(sums + ROWS * j + 16)};
-        for (size_t g = 0; g < n_groups; g++) {
-            const int32_t minus_sum = group == 16 ? tile->minus_sum16[g][j] : tile->minus_sum32[g][j];
-            const vf sum = vf_splat((float)-minus_sum * tile->scale[g * group / 32][j]);
-            for (size_t v = 0; v < 2; v++)
-                total[v] = vf_fma(vf_load(scratch->panel.ints.minus_min[g] + 16 * v), sum, total[v]);
-        }
-        vf_store(sums + ROWS * j, total[0]);
-        vf_store(sums + ROWS * j + 16, total[1]);
-    }
+    const int32_t(*minus_sum)[TOKENS] = group == 16 ? tile->minus_sum16 : tile->minus_sum32;
+    float sum[K / 16][TOKENS];
+    for (size_t g = 0; g < n_groups; g++)
+        for (size_t j = 0; j < TOKENS; j++) sum[g][j] = -(float)minus_sum[g][j] * tile->scale[g * group / 32][j];
+    tile_floats(n_columns, sum[0], scratch->panel.ints.minus_min[0], n_groups, sums, false);
 }
-
-/* ---- tiles of floats -------------------------------------------------------------------------------------------- */
-
-#if defined(__AVX512BF16__)
-NIB_INLINE void tile_pairs(size_t n, const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs, float *sums,
-                           bool first) {
-    __m512 sum[TOKENS][2];
-    EACH_COLUMN sum[j][0] = sum[j][1] = vf_zero();
-    for (size_t k = 0; k < n_pairs; k++) {
-        const __m512bh w0 = (__m512bh)vi_load(panel[k]), w1 = (__m512bh)vi_load(panel[k] + 16);
-        EACH_COLUMN {
-            const __m512bh x = (__m512bh)vi_splat((int32_t)tile[TOKENS * k + j]);
-            sum[j][0] = _mm512_dpbf16_ps(sum[j][0], w0, x);
-            sum[j][1] = _mm512_dpbf16_ps(sum[j][1], w1, x);
-        }
-    }
-    EACH_COLUMN NIB_UNROLL for (size_t v = 0; v < 2; v++) {
-        float *to = sums + ROWS * j + 16 * v;
-        vf_store(to, first ? sum[j][v] : vf_add(vf_load(to), sum[j][v]));
-    }
-}
-#endif
-
-#define EACH_WIDTH(call) \
-    switch (n_columns) { \
-    case 1:              \
-        call(1);         \
-        break;           \
-    case 2:              \
-        call(2);         \
-        break;           \
-    case 3:              \
-        call(3);         \
-        break;           \
-    case 4:              \
-        call(4);         \
-        break;           \
-    case 5:              \
-        call(5);         \
-        break;           \
-    case 6:              \
-        call(6);         \
-        break;           \
-    }
-
-static void tile_floats(size_t n_columns, const float *tile, const float *panel, size_t n_k, float *sums, bool first) {
-#define CALL(n) tile_f32_columns(n, tile, TOKENS, 1, panel, ROWS, n_k, sums, ROWS, first)
-    EACH_WIDTH(CALL)
-#undef CALL
-}
-
-#if defined(__AVX512BF16__)
-static void tile_bf16(size_t n_columns, const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs,
-                      float *sums, bool first) {
-#define CALL(n) tile_pairs(n, tile, panel, n_pairs, sums, first)
-    EACH_WIDTH(CALL)
-#undef CALL
-}
-#endif
 
 /* ---- panels ----------------------------------------------------------------------------------------------------- */
 
@@ -249,6 +243,15 @@ static inline tile_at find_tile(const nib_linear_task *task, size_t k, size_t i,
 static inline void prefetch_tile(const nib_linear_task *task, const void *packed) {
     const char *next = (const char *)packed + task->tile_bytes;
     for (size_t i = 0; i < task->tile_bytes; i += 64) __builtin_prefetch(next + i);
+}
+
+/* So do the weights of the next columns: the rows are too many streams for the processor to follow by itself. */
+static void prefetch_weights(const nib_linear_task *task, size_t k) {
+    if (k >= task->n_cols) return;
+    const size_t left = task->n_cols - k < K ? task->n_cols - k : K;
+    const size_t n_bytes = left / task->format->facts.block * task->format->facts.bytes;
+    for (size_t r = 0; r < task->n_rows; r++)
+        for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(columns_at(task, r, k) + i);
 }
 
 /* src (32, stride words) to dst (n_words, 32). */
@@ -296,6 +299,7 @@ static void panel_ints(const nib_linear_task *task, size_t k, size_t n, nib_pane
             format->turn(format, &scratch->panel.ints.half[v], columns_at(task, 16 * v, k), task->row_bytes);
     else
         fill_from_rows(task, k, n, scratch);
+    prefetch_weights(task, k + K);
     int_tile_fn *const *fn = int_tiles_for(task->route, &shape);
     int_work work = {.half = scratch->panel.ints.half,
                      .n_groups = n / shape.group,
@@ -303,9 +307,7 @@ static void panel_ints(const nib_linear_task *task, size_t k, size_t n, nib_pane
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(task, k, i, sums);
         work.tile = tile.packed;
-#ifndef NO_PF
         prefetch_tile(task, tile.packed);
-#endif
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
         if (!turns && !format->centre)
             subtract_minimums(scratch, work.tile, shape.group, work.n_groups, tile.n_columns, tile.sums);
@@ -316,6 +318,7 @@ static void panel_ints(const nib_linear_task *task, size_t k, size_t n, nib_pane
 static void panel_floats(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch, float *sums) {
     for (size_t r = 0; r < task->n_rows; r++) decode_columns(task, r, k, n, scratch->rows.decoded[r]);
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n + 15) / 16 * 16, scratch->panel.floats);
+    prefetch_weights(task, k + K);
     for (size_t i = 0; i < n; i += K / 2)
         for (size_t t = 0; t < task->n_tiles; t++) {
             const tile_at tile = find_tile(task, k, t, sums);
@@ -334,6 +337,7 @@ static void panel_bf16(const nib_linear_task *task, size_t k, size_t n, nib_pane
     }
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n_pairs + 15) / 16 * 16,
                     scratch->panel.pairs);
+    prefetch_weights(task, k + K);
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(task, k, i, sums);
         tile_bf16(tile.n_columns, tile.packed, scratch->panel.pairs, n_pairs, tile.sums, k == 0);

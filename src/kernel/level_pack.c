@@ -10,6 +10,8 @@ enum { K = NIB_PANEL_K, TOKENS = NIB_TILE_TOKENS };
 /* 256 columns from column k on, zeros past the end of the row, rounded as the weights' format wants them. */
 static void load_block(nib_activation rounding, const float *x, size_t k, size_t n_cols, float out[K]) {
     const size_t n = n_cols - k < K ? n_cols - k : K;
+    /* Rows take turns, so the processor does not see by itself that this one will go on. */
+    for (size_t i = k + K; i < k + 2 * K && i < n_cols; i += 16) __builtin_prefetch(x + i);
     memcpy(out, x + k, n * sizeof *out);
     memset(out + n, 0, (K - n) * sizeof *out);
     if (rounding == NIB_ACT_F16) {

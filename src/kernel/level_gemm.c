@@ -239,13 +239,13 @@ static inline tile_at find_tile(const nib_linear_task *task, size_t k, size_t i,
                      .sums = sums + ROWS * (begin - zero)};
 }
 
-/* The next tile comes from the second or third cache while this one is worked on. */
+/* Tiles come from the third cache to the second two tiles ahead. */
 static inline void prefetch_tile(const nib_linear_task *task, const void *packed) {
-    const char *next = (const char *)packed + task->tile_bytes;
-    for (size_t i = 0; i < task->tile_bytes; i += 64) __builtin_prefetch(next + i);
+    const char *next = (const char *)packed + 2 * task->tile_bytes;
+    for (size_t i = 0; i < task->tile_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
-/* So do the weights of the next columns: the rows are too many streams for the processor to follow by itself. */
+/* The weights of the next columns: the rows are too many streams for the processor to follow by itself. */
 static void prefetch_weights(const nib_linear_task *task, size_t k) {
     if (k >= task->n_cols) return;
     const size_t left = task->n_cols - k < K ? task->n_cols - k : K;

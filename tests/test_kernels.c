@@ -304,6 +304,45 @@ static void check_groups(void) {
     for (uint32_t i = 0; i < 4; i++) matrix_free(&matrices[i]);
 }
 
+/* Tiles of every width: whole and broken panels, columns that end within a block of 256, batches of 1 to 40. */
+static void check_widths(void) {
+    static const char *const names[] = {"q4_0", "q4_1", "q5_0", "q8_0",  "iq4_nl", "mxfp4", "nvfp4", "q2_k", "q3_k",
+                                        "q4_k", "q5_k", "q6_k", "iq3_s", "iq4_xs", "tq1_0", "q3a",   "bf16", "f16"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const nib_format *format = nib_format_find(names[i]);
+        assert_non_null(format);
+        const uint32_t block = nib_format_facts_of(format)->block;
+        const uint32_t n_cols = block == 256 ? 512 : block == 1 ? 519 : 512 + block;
+        matrix m = matrix_new(format, n_cols, i % 2 ? 37 : 64);
+        for (uint32_t n_tokens = 1; n_tokens <= 40; n_tokens += i % 3 ? 1 + n_tokens % 5 : 1)
+            check_products(NULL, NIB_PATH_DEPLOYED, &m, 1, n_tokens);
+        for (uint32_t n_tokens = 6; n_tokens <= 12; n_tokens++) check_products(NULL, NIB_PATH_EXACT, &m, 1, n_tokens);
+        matrix_free(&m);
+    }
+}
+
+/* A token's result does not depend on the others of its batch, where batches go the same way. */
+static void check_batches(void) {
+    static const char *const names[] = {"q4_0", "q4_1", "q2_k", "q4_k", "q6_k", "bf16", "f32"};
+    enum { COLS = 512, ROWS = 40, TOKENS = 40 };
+    for (size_t f = 0; f < sizeof names / sizeof *names; f++) {
+        matrix m = matrix_new(nib_format_find(names[f]), COLS, ROWS);
+        float *x = random_floats(TOKENS * COLS, 1), all[TOKENS * ROWS], some[TOKENS * ROWS];
+        void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(COLS, TOKENS, 1));
+        assert_non_null(scratch);
+        nib_product product = {m.matrix, NULL, all};
+        nib_linear(NULL, NIB_PATH_DEPLOYED, x, TOKENS, &product, 1, scratch);
+        product.out = some;
+        for (uint32_t n = NIB_GEMV_TOKENS + 1; n < TOKENS; n++) {
+            nib_linear(NULL, NIB_PATH_DEPLOYED, x, n, &product, 1, scratch);
+            assert_memory_equal(some, all, n * ROWS * sizeof *some);
+        }
+        nib_free_aligned(x);
+        nib_free_aligned(scratch);
+        matrix_free(&m);
+    }
+}
+
 /* A broken activation must show in the result, not be rounded to a number. */
 static void check_not_finite(void) {
     static const char *const names[] = {"q8_0", "q4_k", "f32"};
@@ -469,6 +508,8 @@ ON_EACH_LEVEL(rope)
 ON_EACH_LEVEL(logits)
 ON_EACH_LEVEL(embedding)
 ON_EACH_LEVEL(groups)
+ON_EACH_LEVEL(widths)
+ON_EACH_LEVEL(batches)
 ON_EACH_LEVEL(not_finite)
 ON_EACH_LEVEL(attention)
 ON_EACH_LEVEL(threads)
@@ -492,6 +533,7 @@ int main(void) {
         cmocka_unit_test(test_levels),     cmocka_unit_test(test_dp4),       cmocka_unit_test(test_exp),
         cmocka_unit_test(test_norm),       cmocka_unit_test(test_elements),  cmocka_unit_test(test_rope),
         cmocka_unit_test(test_logits),     cmocka_unit_test(test_embedding), cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_widths),     cmocka_unit_test(test_batches),
         cmocka_unit_test(test_not_finite), cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

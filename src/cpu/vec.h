@@ -21,6 +21,9 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 #include <immintrin.h>
 #define NIB_VEC_512 1
+#if defined(__AVX512VNNI__)
+#define NIB_VEC_DP4 1 /* vi_dp4 is one instruction */
+#endif
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -237,6 +240,54 @@ static inline vi vi_dp4(vi acc, vi u, vi s) {
     const vi odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
     return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
 #endif
+}
+static inline vi vi_xor(vi x, vi y) {
+    return _mm512_xor_si512(x, y);
+}
+static inline vi vi_shr(vi x, int n) {
+    return _mm512_srli_epi32(x, (unsigned)n);
+}
+static inline vi vi_mul(vi x, vi y) {
+    return _mm512_mullo_epi32(x, y);
+}
+/* x << n lane by lane; 0 where n is 32 or more. */
+static inline vi vi_shl_by(vi x, vi n) {
+    return _mm512_sllv_epi32(x, n);
+}
+/* acc[i] += x[2 i] * y[2 i] + x[2 i + 1] * y[2 i + 1] over halves of 16 bits. */
+static inline vi vi_dp2(vi acc, vi x, vi y) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(acc, x, y);
+#else
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(x, y));
+#endif
+}
+/* Every byte b, which is below 16, becomes table[b]. */
+static inline vi vi_look_up(const void *table, vi x) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table)), x);
+}
+/* Lanes whose low halves are half-precision numbers. */
+static inline vf vf_from_low_f16(vi x) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x));
+}
+static inline __m256i vi_two_rows(const char *p, size_t stride) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const void *)p)),
+                                   _mm_loadu_si128((const void *)(p + 4 * stride)), 1);
+}
+static inline vi vi_four_rows(const char *p, size_t stride) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(vi_two_rows(p, stride)), vi_two_rows(p + 8 * stride, stride), 1);
+}
+/* 16 bytes of 16 rows: lane r of out[j] is word j of row r. */
+static inline void vi_turn(vi out[4], const void *src, size_t stride) {
+    const char *p = src;
+    const vi a = vi_four_rows(p, stride), b = vi_four_rows(p + stride, stride),
+             c = vi_four_rows(p + 2 * stride, stride), d = vi_four_rows(p + 3 * stride, stride);
+    const vi ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+    const vi ab2 = _mm512_unpackhi_epi32(a, b), cd2 = _mm512_unpackhi_epi32(c, d);
+    out[0] = _mm512_unpacklo_epi64(ab, cd);
+    out[1] = _mm512_unpackhi_epi64(ab, cd);
+    out[2] = _mm512_unpacklo_epi64(ab2, cd2);
+    out[3] = _mm512_unpackhi_epi64(ab2, cd2);
 }
 /* Lane i gets table[(16 * part + i) / n_lanes]: scales of groups, spread over the lanes of the group's dot products. */
 static inline vf vf_spread(const float *table, int part, int n_lanes) {
@@ -508,6 +559,53 @@ static inline __m256i vi_half_dp4(__m256i acc, __m256i u, __m256i s) {
 }
 static inline vi vi_dp4(vi acc, vi u, vi s) {
     return NIB_BOTH3(vi, vi_half_dp4, acc, u, s);
+}
+static inline vi vi_xor(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_xor_si256, x, y);
+}
+static inline vi vi_shr(vi x, int n) {
+    return (vi){_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)};
+}
+static inline vi vi_mul(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_mullo_epi32, x, y);
+}
+static inline vi vi_shl_by(vi x, vi n) {
+    return NIB_BOTH2(vi, _mm256_sllv_epi32, x, n);
+}
+static inline vi vi_dp2(vi acc, vi x, vi y) {
+    return vi_add(acc, NIB_BOTH2(vi, _mm256_madd_epi16, x, y));
+}
+static inline vi vi_look_up(const void *table, vi x) {
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(table));
+    return (vi){_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)};
+}
+/* The low halves of all lanes, which are below 2^16, next to each other. */
+static inline __m256i vi_low_halves(vi x) {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xd8);
+}
+static inline vf vf_from_low_f16(vi x) {
+    const __m256i mask = _mm256_set1_epi32(0xffff);
+    const __m256i halves = vi_low_halves((vi){_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)});
+    return (vf){_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+}
+static inline __m256i vi_two_rows(const char *p, size_t stride) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const void *)p)),
+                                   _mm_loadu_si128((const void *)(p + 4 * stride)), 1);
+}
+static inline void vi_turn(vi out[4], const void *src, size_t stride) {
+    __m256i o[2][4];
+    for (int half = 0; half < 2; half++) {
+        const char *p = (const char *)src + (size_t)(8 * half) * stride;
+        const __m256i a = vi_two_rows(p, stride), b = vi_two_rows(p + stride, stride);
+        const __m256i c = vi_two_rows(p + 2 * stride, stride), d = vi_two_rows(p + 3 * stride, stride);
+        const __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+        const __m256i ab2 = _mm256_unpackhi_epi32(a, b), cd2 = _mm256_unpackhi_epi32(c, d);
+        o[half][0] = _mm256_unpacklo_epi64(ab, cd);
+        o[half][1] = _mm256_unpackhi_epi64(ab, cd);
+        o[half][2] = _mm256_unpacklo_epi64(ab2, cd2);
+        o[half][3] = _mm256_unpackhi_epi64(ab2, cd2);
+    }
+    for (int j = 0; j < 4; j++) out[j] = (vi){o[0][j], o[1][j]};
 }
 static inline vf vf_spread(const float *table, int part, int n_lanes) {
     const float *t = table + part * 16 / n_lanes;
@@ -822,6 +920,57 @@ static inline vi vi_dp4(vi acc, vi u, vi s) {
                    left[4 * i + 2] * right[4 * i + 2] + left[4 * i + 3] * right[4 * i + 3];
     return vi_load(sums);
 }
+static inline vi vi_xor(vi x, vi y) {
+    NIB_EACH x.v[i] ^= y.v[i];
+    return x;
+}
+static inline vi vi_shr(vi x, int n) {
+    NIB_EACH x.v[i] = (nib_i32x4)((nib_u32x4)x.v[i] >> n);
+    return x;
+}
+static inline vi vi_mul(vi x, vi y) {
+    NIB_EACH x.v[i] = (nib_i32x4)((nib_u32x4)x.v[i] * (nib_u32x4)y.v[i]);
+    return x;
+}
+static inline vi vi_shl_by(vi x, vi n) {
+    NIB_EACH x.v[i] = (nib_i32x4)(((nib_u32x4)x.v[i] << (n.v[i] & 31)) & (nib_u32x4)(n.v[i] < 32));
+    return x;
+}
+static inline vi vi_dp2(vi acc, vi x, vi y) {
+#if defined(__SSE2__)
+    NIB_EACH acc.v[i] += (nib_i32x4)_mm_madd_epi16((__m128i)x.v[i], (__m128i)y.v[i]);
+#else
+    NIB_EACH {
+        const nib_i32x4 low_x = (nib_i32x4)((nib_u32x4)x.v[i] << 16) >> 16;
+        const nib_i32x4 low_y = (nib_i32x4)((nib_u32x4)y.v[i] << 16) >> 16;
+        acc.v[i] += low_x * low_y + (x.v[i] >> 16) * (y.v[i] >> 16);
+    }
+#endif
+    return acc;
+}
+static inline vi vi_look_up(const void *table, vi x) {
+    const uint8_t *values = table;
+    uint8_t bytes[64];
+    memcpy(bytes, &x, sizeof bytes);
+    for (int i = 0; i < 64; i++) bytes[i] = values[bytes[i]];
+    return vi_load(bytes);
+}
+static inline vf vf_from_low_f16(vi x) {
+    int32_t words[16];
+    uint16_t halves[16];
+    vi_store(words, x);
+    for (int i = 0; i < 16; i++) halves[i] = (uint16_t)(words[i] & 0xffff);
+    return vf_from_f16(halves);
+}
+static inline void vi_turn(vi out[4], const void *src, size_t stride) {
+    int32_t words[4][16];
+    for (int r = 0; r < 16; r++) {
+        int32_t row[4];
+        memcpy(row, (const char *)src + (size_t)r * stride, sizeof row);
+        for (int j = 0; j < 4; j++) words[j][r] = row[j];
+    }
+    for (int j = 0; j < 4; j++) out[j] = vi_load(words[j]);
+}
 static inline vf vf_spread(const float *table, int part, int n_lanes) {
     float lanes[16];
     for (int i = 0; i < 16; i++) lanes[i] = table[(16 * part + i) / n_lanes];
@@ -863,6 +1012,13 @@ static inline void vd_store(double *p, vd x) {
 #endif
 
 /* ---- the same text for every level ------------------------------------------------------------------------------ */
+
+/* Four bytes at p in every lane. */
+static inline vi vi_splat_4(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return vi_splat(four);
+}
 
 static inline vf vf_zero(void) {
     return vf_splat(0);

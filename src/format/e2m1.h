@@ -10,12 +10,12 @@
 
 #include <math.h>
 
-enum { E2M1_OFFSET = 12 };
+enum { E2M1_OFFSET = 16 };
 
 static const int8_t E2M1_DOUBLE[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 /* The same with the offset, for unpack. */
-static const uint8_t E2M1_ABOVE[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+static const uint8_t E2M1_ABOVE[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
 /* Codes nearest to x / half, the lowest of equally near ones. half: half the block's scale. */
 static inline void e2m1_quantize(uint8_t *restrict code, const float *restrict x, size_t n, float half) {

@@ -280,20 +280,22 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 /* ---- Members ----------------------------------------------------------------------------------------------------- */
 
-#define MEMBER(member_name, member_bits, member_kind, member_block, log2_block, text)                             \
-    {                                                                                                             \
-        .facts = {.name = member_name,                                                                            \
-                  .gguf_name = member_name,                                                                       \
-                  .gguf_type = 0x4E420000u + (member_kind)*0x1000u + (member_bits)*0x10u + (log2_block),          \
-                  .block = (member_block),                                                                        \
-                  .bytes = GRID_BYTES(member_bits, member_kind, member_block),                                    \
-                  .kind = NIB_CLASS_SCALED,                                                                       \
-                  .about = text #member_block,                                                                    \
-                  .can_encode = true,                                                                             \
-                  .can_decode = true,                                                                             \
-                  .is_nibbles_own = true},                                                                        \
-        .activation = NIB_ACT_Q8_32, .group = GROUP, .parameter = {(member_bits), (member_kind), (member_block)}, \
-        .encode = encode, .decode = decode, .check = check, .unpack = unpack                                      \
+#define MEMBER(member_name, member_bits, member_kind, member_block, log2_block, text)                    \
+    {                                                                                                    \
+        .facts = {.name = member_name,                                                                   \
+                  .gguf_name = member_name,                                                              \
+                  .gguf_type = 0x4E420000u + (member_kind)*0x1000u + (member_bits)*0x10u + (log2_block), \
+                  .block = (member_block),                                                               \
+                  .bytes = GRID_BYTES(member_bits, member_kind, member_block),                           \
+                  .kind = NIB_CLASS_SCALED,                                                              \
+                  .about = text #member_block,                                                           \
+                  .can_encode = true,                                                                    \
+                  .can_decode = true,                                                                    \
+                  .is_nibbles_own = true},                                                               \
+        .activation = NIB_ACT_Q8_32, .group = GROUP,                                                     \
+        .centre = (member_kind) == SYMMETRIC ? 1u << ((member_bits)-1) : 0,                              \
+        .parameter = {(member_bits), (member_kind), (member_block)}, .encode = encode, .decode = decode, \
+        .check = check, .unpack = unpack                                                                 \
     }
 
 /* All blocks of a kind, all kinds of a number of bits. */

@@ -28,10 +28,30 @@ typedef struct nib_codes {
     float min[NIB_PANEL_K / 16];
 } nib_codes;
 
+/* 256 columns of 16 rows as integers, turned so that lane r of every vector belongs to row r (format/panel.h):
+ *
+ *     weight = scale[column / group] * (code - centre)  -  d_min * min[column / min_group]
+ *
+ * Scales are floats; minimums are whole numbers, for the k-quants' kind of formats, and stand in pairs. */
+typedef struct nib_panel_shape {
+    uint16_t group;     /* 16, 32 or 256 (the sub-blocks' scales are in the codes) */
+    uint16_t centre;    /* 0 or a power of two */
+    uint16_t min_group; /* 16 or 32; 0: there are no minimums */
+} nib_panel_shape;
+
+typedef struct nib_panel {
+    _Alignas(64) uint8_t code[NIB_PANEL_K / 4][16][4];
+    float scale[NIB_PANEL_K / 16][16];
+    int16_t min[NIB_PANEL_K / 32][16][2];
+    float minus_d_min[16];
+} nib_panel;
+
 struct nib_format {
     nib_format_facts facts;
     nib_activation activation;
     uint32_t group;        /* NIB_CLASS_SCALED: weights per scale, 16 or 32 */
+    uint32_t centre;       /* unpack: a power of two if min is always centre * scale, else 0 */
+    nib_panel_shape shape; /* what turn gives */
     uint32_t parameter[3]; /* for families of formats in one file: what tells this member from the others */
 
     /* n is a multiple of facts.block. NULL: this format cannot be written. */
@@ -43,6 +63,9 @@ struct nib_format {
     /* NIB_CLASS_SCALED only, and optional (without it the format runs through decode): n <= 256 weights from the start of
      * a block; entries past n are left alone. */
     void (*unpack)(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n);
+    /* Optional where there is unpack, which serves instead: 256 weights of 16 rows, stride bytes apart, for products with
+     * many columns. */
+    void (*turn)(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride);
 };
 
 typedef struct nib_format_set {

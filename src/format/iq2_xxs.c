@@ -123,6 +123,7 @@ NIB_FORMATS(
                .can_decode = true},
      .activation = NIB_ACT_Q8_256,
      .group = BLOCK / N_SCALES,
+     .centre = 128,
      .encode = encode,
      .decode = decode,
      .check = check,

@@ -5,6 +5,7 @@
  *         f16  | high nibble : low nibble
  */
 #include "format/iq4.h"
+#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -78,6 +79,17 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    vi word[36];
+    read_words(word, src, stride, 36);
+    PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
+        const unsigned at = b * sizeof(block);
+        vf_store(out->scale[b], half_at(word, at));
+        put_looked_up_32(out, b * BLOCK, word, at + 2, IQ4_ABOVE);
+    }
+}
+
 NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
                                .gguf_name = "iq4_nl",
                                .gguf_type = 20,
@@ -89,7 +101,10 @@ NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
                                .can_decode = true},
                      .activation = NIB_ACT_Q8_32,
                      .group = BLOCK,
+                     .centre = 128,
+                     .shape = {.group = 32, .centre = 128},
                      .encode = encode,
                      .decode = decode,
                      .check = check,
-                     .unpack = unpack});
+                     .unpack = unpack,
+                     .turn = turn});

@@ -7,6 +7,7 @@
  *              | scale[b]          | bits 0-3                |          136 bytes, 4.25 bits per weight
  */
 #include "format/iq4.h"
+#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = BLOCK / IQ4_SUB };
 
@@ -110,6 +111,23 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    vi word[4];
+    vi_turn(word, in, stride);
+    const vf d = half_at(word, 0);
+    PANEL_UNROLL for (unsigned b = 0; b < N_SUB; b++) {
+        const vi low = vi_and(vi_shr(word[1], (int)(4 * b)), vi_splat(15));
+        const vi high = vi_and(vi_shr(word[0], (int)(16 + 2 * b)), vi_splat(3));
+        vf_store(out->scale[b], vf_mul(d, vi_to_f(vi_sub(vi_or(low, vi_shl(high, 4)), vi_splat(32)))));
+    }
+    for (unsigned b = 0; b < N_SUB; b++) {
+        vi_turn(word, in->q + 16 * b, stride);
+        put_looked_up_32(out, b * IQ4_SUB, word, 0, IQ4_ABOVE);
+    }
+}
+
 NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                                .gguf_name = "iq4_xs",
                                .gguf_type = 23,
@@ -121,7 +139,10 @@ NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                                .can_decode = true},
                      .activation = NIB_ACT_Q8_256,
                      .group = IQ4_SUB,
+                     .centre = 128,
+                     .shape = {.group = 32, .centre = 128},
                      .encode = encode,
                      .decode = decode,
                      .check = check,
-                     .unpack = unpack});
+                     .unpack = unpack,
+                     .turn = turn});

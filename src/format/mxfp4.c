@@ -5,6 +5,7 @@
  *         e  | q[16]:q[0] .. q[31]:q[15]      17 bytes, 4.25 bits per weight
  */
 #include "format/e2m1.h"
+#include "format/panel.h"
 
 enum { BLOCK = 32, NO_NUMBER = 255 };
 
@@ -89,6 +90,26 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+/* half_scale of 16 rows: below 2 the first term is not a positive number and the second is the subnormal one. */
+static inline vf half_scales(vi e) {
+    const vi subnormal = vi_shl(vi_add(vi_and(e, vi_splat(1)), vi_splat(1)), 21);
+    return vf_max(vf_bits(vi_shl(vi_sub(e, vi_splat(1)), 23)), vf_bits(subnormal));
+}
+
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    vi word[36];
+    read_words(word, src, stride, 32);
+    vi_turn(word + 32, (const uint8_t *)src + 120, stride); /* ends with the last two words */
+    word[32] = word[34];
+    word[33] = word[35];
+    PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
+        const unsigned at = b * sizeof(block);
+        vf_store(out->scale[b], half_scales(byte_at(word, at)));
+        put_looked_up_32(out, b * BLOCK, word, at + 1, E2M1_ABOVE);
+    }
+}
+
 NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                               .gguf_name = "mxfp4",
                               .gguf_type = 39,
@@ -100,7 +121,10 @@ NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                               .can_decode = true},
                     .activation = NIB_ACT_Q8_32,
                     .group = BLOCK,
+                    .centre = E2M1_OFFSET,
+                    .shape = {.group = 32, .centre = E2M1_OFFSET},
                     .encode = encode,
                     .decode = decode,
                     .check = check,
-                    .unpack = unpack});
+                    .unpack = unpack,
+                    .turn = turn});

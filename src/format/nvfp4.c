@@ -102,6 +102,7 @@ NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
                               .can_decode = true},
                     .activation = NIB_ACT_Q8_32,
                     .group = SUB,
+                    .centre = E2M1_OFFSET,
                     .encode = encode,
                     .decode = decode,
                     .unpack = unpack});

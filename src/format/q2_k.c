@@ -7,6 +7,7 @@
  *                               | code 32 j + l      |                        84 bytes, 2.625 bits per weight
  */
 #include "format/lanes.h"
+#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
@@ -156,6 +157,32 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_scales(out->scale, out->min, in);
 }
 
+/* The scales of the sub-blocks go into the codes: 0 .. 45. */
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    vi scale_min[4], scale[4], min[4], tail[4];
+    vi_turn(scale_min, in->scale_min, stride);
+    vi_turn(tail, in->q + 52, stride); /* ends with d and d_min */
+    vf_store(out->scale[0], half_at(tail, 12));
+    vf_store(out->minus_d_min, vf_sub(vf_zero(), half_at(tail, 14)));
+    PANEL_UNROLL for (unsigned i = 0; i < 4; i++) {
+        scale[i] = cut_bytes(scale_min[i], 0, 15);
+        min[i] = cut_bytes(scale_min[i], 4, 15);
+    }
+    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) put_minimums(out, i, min);
+    PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
+        const unsigned first = i / 2 * 32 + i % 2 * 4;
+        vi codes[4];
+        vi_turn(codes, in->q + 16 * i, stride);
+        PANEL_UNROLL for (unsigned part = 0; part < 4; part++) {
+            const vi its = byte_at(scale, (first + 8 * part) / 4);
+            PANEL_UNROLL for (unsigned j = 0; j < 4; j++)
+                put_codes(out, first + 8 * part + j, vi_mul(cut_bytes(codes[j], (int)(2 * part), 3), its));
+        }
+    }
+}
+
 NIB_FORMATS(q2_k,
             {.facts = {.name = "q2_k",
                        .gguf_name = "q2_K",
@@ -168,7 +195,9 @@ NIB_FORMATS(q2_k,
                        .can_decode = true},
              .activation = NIB_ACT_Q8_256,
              .group = SUB,
+             .shape = {.group = 256, .min_group = 16},
              .encode = encode,
              .decode = decode,
              .check = check,
-             .unpack = unpack});
+             .unpack = unpack,
+             .turn = turn});

@@ -11,6 +11,7 @@
  *           byte b+8 (0..3): bits 4-5 of scale[b+12] : scale[b+8] : scale[b+4] : scale[b]
  */
 #include "format/lanes.h"
+#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
@@ -191,6 +192,34 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     for (unsigned g = 0; g < N_SUB; g++) out->min[g] = 4 * out->scale[g];
 }
 
+/* The scales of the sub-blocks go into the codes. With s = 32 - scale, -31 .. 32: w = -d * (s * (q - 4)), and
+ * s * (q - 4) + 128 is 0 .. 252; a product with s is right in every byte once the whole word's sum is made. */
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    vi high[8], tail[4], low[3], scale[4];
+    vi_turn(tail, in->scales - 2, stride); /* two bytes of codes, the scales, d */
+    vf_store(out->scale[0], vf_sub(vf_zero(), half_at(tail, 14)));
+    PANEL_UNROLL for (unsigned i = 0; i < 3; i++) low[i] = word_at(tail, 2 + 4 * i);
+    PANEL_UNROLL for (unsigned i = 0; i < 4; i++) scale[i] =
+        vi_or(cut_bytes(low[i % 2], i < 2 ? 0 : 4, 15), vi_shl(cut_bytes(low[2], (int)(2 * i), 3), 4));
+    read_words(high, in->high, stride, 8);
+    PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
+        const unsigned first = i / 2 * 32 + i % 2 * 4;
+        vi codes[4];
+        vi_turn(codes, in->q + 16 * i, stride);
+        PANEL_UNROLL for (unsigned part = 0; part < 4; part++) {
+            const vi s = vi_sub(vi_splat(32), byte_at(scale, (first + 8 * part) / 4));
+            const vi zero = vi_mul(vi_sub(vi_splat(128), vi_shl(s, 2)), vi_splat(0x01010101));
+            PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+                const vi third = cut_bytes(high[i % 2 * 4 + j], (int)(i / 2 * 4 + part), 1);
+                const vi q = vi_or(cut_bytes(codes[j], (int)(2 * part), 3), vi_shl(third, 2));
+                put_codes(out, first + 8 * part + j, vi_add(vi_mul(q, s), zero));
+            }
+        }
+    }
+}
+
 NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                              .gguf_name = "q3_K",
                              .gguf_type = 11,
@@ -202,7 +231,10 @@ NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB,
+                   .centre = 4,
+                   .shape = {.group = 256, .centre = 128},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .turn = turn});

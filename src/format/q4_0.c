@@ -5,6 +5,7 @@
  *         f16  | high nibble : low nibble
  */
 #include "format/lanes.h"
+#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -104,6 +105,17 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    vi word[36];
+    read_words(word, src, stride, 36);
+    PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
+        const unsigned at = b * sizeof(block);
+        vf_store(out->scale[b], half_at(word, at));
+        put_nibbles_32(out, b * BLOCK, word, at + 2);
+    }
+}
+
 NIB_FORMATS(q4_0, {.facts = {.name = "q4_0",
                              .gguf_name = "q4_0",
                              .gguf_type = 2,
@@ -115,7 +127,10 @@ NIB_FORMATS(q4_0, {.facts = {.name = "q4_0",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
+                   .centre = 8,
+                   .shape = {.group = 32, .centre = 8},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .turn = turn});

@@ -6,6 +6,7 @@
  *         f16  | f16   | 8 minimums  | high : low nibble   |              |              |
  *              |       | (sub32.h)   | of each byte        |              144 bytes, 4.5 bits per weight
  */
+#include "format/panel.h"
 #include "format/sub32.h"
 
 enum { BLOCK = SUB32_BLOCK };
@@ -82,6 +83,21 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_sub32(out->scale, out->min, &in->head);
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    vi word[4];
+    vi_turn(word, &in->head, stride);
+    turn_sub32(out, word);
+    for (unsigned i = 0; i < 8; i++) { /* columns 64 (i / 2) + 16 (i % 2) .. + 15, and those 32 further */
+        vi_turn(word, in->q + 16 * i, stride);
+        PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+            put_codes(out, i / 2 * 16 + i % 2 * 4 + j, cut_bytes(word[j], 0, 15));
+            put_codes(out, i / 2 * 16 + i % 2 * 4 + 8 + j, cut_bytes(word[j], 4, 15));
+        }
+    }
+}
+
 NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                              .gguf_name = "q4_K",
                              .gguf_type = 12,
@@ -93,7 +109,9 @@ NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB32_WEIGHTS,
+                   .shape = {.group = 32, .min_group = 32},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .turn = turn});

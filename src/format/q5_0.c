@@ -6,6 +6,7 @@
  *              | code i, u32       | high nibble : low nibble
  */
 #include "format/lanes.h"
+#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -107,6 +108,17 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    vi word[44];
+    read_words(word, src, stride, 44);
+    PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
+        const unsigned at = b * sizeof(block);
+        vf_store(out->scale[b], half_at(word, at));
+        put_five_bits_32(out, b * BLOCK, word, at + 6, word_at(word, at + 2));
+    }
+}
+
 NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
                              .gguf_name = "q5_0",
                              .gguf_type = 6,
@@ -118,7 +130,10 @@ NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
+                   .centre = 16,
+                   .shape = {.group = 32, .centre = 16},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .turn = turn});

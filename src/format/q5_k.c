@@ -7,6 +7,7 @@
  *              |       | (sub32.h)   | bit 4 of code     | of each byte: bits  |
  *              |       |             | 32 b + l          | 0-3 of the codes    176 bytes, 5.5 bits per weight
  */
+#include "format/panel.h"
 #include "format/sub32.h"
 
 enum { BLOCK = SUB32_BLOCK };
@@ -88,6 +89,23 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_sub32(out->scale, out->min, &in->head);
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    vi word[4], high[8];
+    vi_turn(word, &in->head, stride);
+    turn_sub32(out, word);
+    read_words(high, in->high, stride, 8);
+    for (unsigned b = 0; b < SUB32_N / 2; b++) {
+        PANEL_UNROLL for (unsigned i = 0; i < 8; i++) {
+            if (i % 4 == 0) vi_turn(word, in->q + 32 * b + 4 * i, stride);
+            const vi fifth = vi_shr(high[i], (int)(2 * b));
+            put_codes(out, 16 * b + i, vi_or(cut_bytes(word[i % 4], 0, 15), vi_shl(cut_bytes(fifth, 0, 1), 4)));
+            put_codes(out, 16 * b + 8 + i, vi_or(cut_bytes(word[i % 4], 4, 15), vi_shl(cut_bytes(fifth, 1, 1), 4)));
+        }
+    }
+}
+
 NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                              .gguf_name = "q5_K",
                              .gguf_type = 13,
@@ -99,7 +117,9 @@ NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB32_WEIGHTS,
+                   .shape = {.group = 32, .min_group = 32},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .turn = turn});

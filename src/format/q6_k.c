@@ -9,6 +9,7 @@
  *         high nibble: that + 64        |                            210 bytes, 6.5625 bits per weight
  */
 #include "format/lanes.h"
+#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
@@ -145,6 +146,30 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     for (unsigned g = 0; g < N_SUB; g++) out->min[g] = 32 * out->scale[g];
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    vi scale[4], tail[4];
+    vi_turn(scale, in->scale, stride);
+    vi_turn(tail, in->scale + 2, stride); /* d is the last half */
+    const vf d = half_at(tail, 14);
+    PANEL_UNROLL for (unsigned g = 0; g < N_SUB; g++) {
+        const vi code = vi_sar(vi_shl(scale[g / 4], (int)(24 - g % 4 * 8)), 24);
+        vf_store(out->scale[g], vf_mul(d, vi_to_f(code)));
+    }
+    for (unsigned i = 0; i < 4; i++) { /* columns 128 (i / 2) + 16 (i % 2) .. + 15, and those 32, 64 and 96 further */
+        const unsigned first = i / 2 * 32 + i % 2 * 4;
+        vi high[4], low[2][4];
+        vi_turn(high, in->high + 16 * i, stride);
+        vi_turn(low[0], in->low + i / 2 * 64 + i % 2 * 16, stride);
+        vi_turn(low[1], in->low + i / 2 * 64 + i % 2 * 16 + 32, stride);
+        PANEL_UNROLL for (unsigned j = 0; j < 4; j++) PANEL_UNROLL for (unsigned part = 0; part < 4; part++)
+            put_codes(out, first + 8 * part + j,
+                      vi_or(cut_bytes(low[part % 2][j], part < 2 ? 0 : 4, 15),
+                            vi_shl(cut_bytes(high[j], (int)(2 * part), 3), 4)));
+    }
+}
+
 NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                              .gguf_name = "q6_K",
                              .gguf_type = 14,
@@ -156,7 +181,10 @@ NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB,
+                   .centre = 32,
+                   .shape = {.group = 16, .centre = 32},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .turn = turn});

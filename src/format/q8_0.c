@@ -5,6 +5,7 @@
  *         f16  | int8 each
  */
 #include "format/block.h"
+#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -60,6 +61,18 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    vi word[68];
+    read_words(word, src, stride, 68);
+    PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
+        const unsigned at = b * sizeof(block);
+        vf_store(out->scale[b], half_at(word, at));
+        PANEL_UNROLL for (unsigned j = 0; j < BLOCK / 4; j++)
+            put_codes(out, b * BLOCK / 4 + j, vi_xor(word_at(word, at + 2 + 4 * j), vi_splat((int32_t)0x80808080)));
+    }
+}
+
 NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                              .gguf_name = "q8_0",
                              .gguf_type = 8,
@@ -71,7 +84,10 @@ NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
+                   .centre = 128,
+                   .shape = {.group = 32, .centre = 128},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .turn = turn});

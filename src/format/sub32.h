@@ -8,6 +8,7 @@
 #define NIB_FORMAT_SUB32_H
 
 #include "format/lanes.h"
+#include "format/panel.h"
 
 enum { SUB32_N = 8, SUB32_WEIGHTS = 32, SUB32_BLOCK = 256 };
 
@@ -41,6 +42,18 @@ static inline void read_sub32(float scale[SUB32_N], float min[SUB32_N], const su
         scale[b] = d * (float)scale_code[b];
         min[b] = d_min * (float)min_code[b];
     }
+}
+
+/* The same of 16 rows; word: the head. */
+static inline void turn_sub32(nib_panel *out, const vi word[4]) {
+    const vf d = half_at(word, 0);
+    const vi scale[2] = {cut_bytes(word[1], 0, 63),
+                         vi_or(cut_bytes(word[3], 0, 15), vi_shl(cut_bytes(word[1], 6, 3), 4))};
+    const vi min[2] = {cut_bytes(word[2], 0, 63),
+                       vi_or(cut_bytes(word[3], 4, 15), vi_shl(cut_bytes(word[2], 6, 3), 4))};
+    PANEL_UNROLL for (unsigned b = 0; b < SUB32_N; b++) vf_store(out->scale[b], vf_mul(d, vi_to_f(byte_at(scale, b))));
+    PANEL_UNROLL for (unsigned i = 0; i < SUB32_N / 2; i++) put_minimums(out, i, min);
+    vf_store(out->minus_d_min, vf_sub(vf_zero(), half_at(word, 2)));
 }
 
 /* Up to 16 blocks on their way: what the searches of the sub-blocks found, and what will be stored. Sub-block b of block i

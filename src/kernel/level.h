@@ -41,14 +41,6 @@ enum {
     NIB_GEMV_TOKENS = 5, /* up to here products go row by row */
 };
 
-/* Six tokens' activations, 256 columns, as integers. Sums are for the weights' minima: of the codes for Q8_256, of codes
- * times scale for Q8_32. Past the last column everything is zero. */
-typedef struct nib_int_tile {
-    _Alignas(64) int8_t code[NIB_PANEL_K / 4][NIB_TILE_TOKENS][4];
-    float scale[NIB_PANEL_K / 32][NIB_TILE_TOKENS]; /* Q8_256: all rows the same */
-    float sum16[NIB_PANEL_K / 16][NIB_TILE_TOKENS], sum32[NIB_PANEL_K / 32][NIB_TILE_TOKENS];
-} nib_int_tile;
-
 /* One token's activations, 256 columns, in natural order; sums of codes times scale per 16 and per 32 columns. */
 typedef struct nib_int_row {
     _Alignas(64) int8_t code[NIB_PANEL_K];
@@ -72,8 +64,8 @@ typedef struct nib_panel_scratch {
     } rows;
     union {
         struct {
-            _Alignas(64) uint8_t code[NIB_PANEL_K / 4][NIB_PANEL_ROWS][4];
-            float scale[NIB_PANEL_K / 16][NIB_PANEL_ROWS], minus_min[NIB_PANEL_K / 16][NIB_PANEL_ROWS];
+            nib_panel half[NIB_PANEL_ROWS / 16];
+            float minus_min[NIB_PANEL_K / 16][NIB_PANEL_ROWS]; /* of formats without turn */
         } ints;
         _Alignas(64) float floats[NIB_PANEL_K][NIB_PANEL_ROWS];
         _Alignas(64) uint32_t pairs[NIB_PANEL_K / 2][NIB_PANEL_ROWS];
@@ -89,25 +81,28 @@ typedef struct nib_linear_task {
     uint32_t n_cols, n_rows; /* columns; rows here: at most 32 in a panel */
     const void *tiles;       /* packed activations: see pack_tile, pack_row */
     uint32_t n_tokens;
+    /* Panels: these tiles of all the batch's; bytes of a tile of 256 columns. */
+    uint32_t first_tile, n_tiles, batch_tokens;
+    size_t tile_bytes;
     const float *bias; /* (n_rows) or NULL */
     float *out;        /* token t, row r at out[t * out_stride + r] */
     size_t out_stride;
 } nib_linear_task;
 
 typedef struct nib_pack_kernels {
-    /* Packs tokens first .. first + 5 (those that exist) of x (n_tokens, n_cols) for panels, all columns:
-     * blocks [256 columns][tile]; nib_int_tile for integers, float[256][6], or bf16 pairs uint32_t[128][6]. */
+    size_t int_tile_bytes;
+    /* Packs the tokens of one tile of x (n_tokens, n_cols) for panels, all columns: blocks [256 columns][tile];
+     * nib_int_tile for integers, float[256][6], or bf16 pairs uint32_t[128][6]. */
     void (*tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
-                 uint32_t first, void *tiles);
+                 size_t tile, void *tiles);
     /* Packs one token for rows: nib_int_row[blocks of 256], or floats padded with zeros to a multiple of 256. */
     void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row);
 } nib_pack_kernels;
 
 typedef struct nib_gemm_kernels {
     bool has_bf16;
-    /* sums: (n_tokens rounded up to 6, 32) floats of this worker. tiles: of the first of these tokens; tile_stride: tiles
-     * from one block of 256 columns to the next. */
-    void (*panel)(const nib_linear_task *task, size_t tile_stride, nib_panel_scratch *scratch, float *sums);
+    /* sums: (n_tokens, 32) floats of this worker. */
+    void (*panel)(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums);
 } nib_gemm_kernels;
 
 typedef struct nib_gemv_kernels {
@@ -115,11 +110,19 @@ typedef struct nib_gemv_kernels {
     void (*rows)(const nib_linear_task *task, nib_panel_scratch *scratch);
 } nib_gemv_kernels;
 
+/* A batch's tokens in tiles of at most six, as even as can be (8 = 4 + 4): the first token of a tile. */
+static inline size_t nib_tiles_of(size_t n_tokens) {
+    return (n_tokens + NIB_TILE_TOKENS - 1) / NIB_TILE_TOKENS;
+}
+static inline size_t nib_tile_begin(size_t tile, size_t n_tokens) {
+    return tile * n_tokens / nib_tiles_of(n_tokens);
+}
+
 /* Bytes of one packed block: a tile of 256 columns, or 256 columns of one token. */
-static inline size_t nib_tile_bytes(nib_route route) {
+static inline size_t nib_tile_bytes(const nib_pack_kernels *pack, nib_route route) {
     if (route == NIB_ROUTE_F32) return sizeof(float) * NIB_PANEL_K * NIB_TILE_TOKENS;
     if (route == NIB_ROUTE_BF16) return sizeof(uint32_t) * NIB_PANEL_K / 2 * NIB_TILE_TOKENS;
-    return sizeof(nib_int_tile);
+    return pack->int_tile_bytes;
 }
 static inline size_t nib_row_block_bytes(nib_route route) {
     return route == NIB_ROUTE_F32 ? sizeof(float) * NIB_PANEL_K : sizeof(nib_int_row);

@@ -1,13 +1,15 @@
 /* Matrix products of six tokens or more: 32 rows of weights are unpacked 256 columns at a time and turned so that a vector
- * holds one column (or four bytes of columns) of 16 rows; a register tile of 32 rows x 6 tokens then runs down the
+ * holds one column (or four bytes of columns) of 16 rows; a register tile of 32 rows x at most 6 tokens then runs down the
  * columns.
  *
  *     weights (rows)            panel                         tile of activations
  *     row 0  c0 c1 c2 ..        k4=0: [row 0: c0..c3] ..      k4=0: [token 0: a0..a3] .. [token 5: a0..a3]
  *     row 1  ..           ->    k4=1: [row 0: c4..c7] ..  x   k4=1: ..
  *
- * Codes are unsigned, activations signed; with weight = scale * code - min the sum over a group of columns is
- *     scale * activation_scale * (codes . activations) - min * activation_scale * (sum of activations). */
+ * Codes are unsigned, activations signed; with weight = scale * (code - centre) - min the sum over a group of columns is
+ *     scale * activation_scale * (codes . activations - centre * sum of activations) - min * activation_scale * (sum ..)
+ * where -centre * sum is what the integer sum begins with. Minimums that are whole numbers are multiplied with the sums of
+ * activations in pairs, like codes. */
 #include "kernel/columns.h"
 #include "kernel/tile.h"
 
@@ -16,99 +18,241 @@ enum { K = NIB_PANEL_K, ROWS = NIB_PANEL_ROWS, TOKENS = NIB_TILE_TOKENS };
 /* Integer tiles need two sets of sums, so fewer columns fit the registers of the lower levels. */
 #if defined(NIB_VEC_512)
 enum { INT_VECTORS = 2, INT_COLUMNS = 6 };
+#elif defined(__AVX2__)
+enum { INT_VECTORS = 1, INT_COLUMNS = 3 };
 #else
 enum { INT_VECTORS = 1, INT_COLUMNS = 2 };
 #endif
 
-/* ---- tiles ------------------------------------------------------------------------------------------------------ */
+/* Every loop over columns runs to a constant, so that the sums stay in registers. */
+#define EACH_COLUMN NIB_UNROLL for (size_t j = 0; j < n; j++)
+#define EACH_VECTOR NIB_UNROLL for (size_t v = 0; v < INT_VECTORS; v++)
 
-/* sums[token][row] += n_groups groups of the panel times the tile. group and per_32 are constants at every call. */
-NIB_INLINE void tile_ints(const nib_panel_scratch *scratch, const nib_int_tile *tile, size_t n_groups, size_t group,
-                          bool per_32, float *sums, bool first) {
-    for (int row = 0; row < 2; row += INT_VECTORS)
-        for (int column = 0; column < TOKENS; column += INT_COLUMNS) {
-            vf total[INT_COLUMNS][INT_VECTORS];
-            NIB_UNROLL for (int j = 0; j < INT_COLUMNS; j++) NIB_UNROLL for (int v = 0; v < INT_VECTORS; v++)
-                total[j][v] = vf_zero();
-            for (size_t g = 0; g < n_groups; g++) {
-                vi dot[INT_COLUMNS][INT_VECTORS];
-                NIB_UNROLL for (int j = 0; j < INT_COLUMNS; j++) NIB_UNROLL for (int v = 0; v < INT_VECTORS; v++)
-                    dot[j][v] = vi_splat(0);
-                const uint8_t *w = scratch->panel.ints.code[g * group / 4][16 * row];
-                const int8_t *a = tile->code[g * group / 4][column];
-                NIB_UNROLL for (size_t k = 0; k < group / 4; k++) {
-                    vi codes[INT_VECTORS];
-                    NIB_UNROLL for (int v = 0; v < INT_VECTORS; v++) codes[v] = vi_load(w + 128 * k + 64 * v);
-                    NIB_UNROLL for (int j = 0; j < INT_COLUMNS; j++) {
-                        int32_t four;
-                        memcpy(&four, a + 4 * TOKENS * k + 4 * j, sizeof four);
-                        const vi x = vi_splat(four);
-                        NIB_UNROLL for (int v = 0; v < INT_VECTORS; v++) dot[j][v] = vi_dp4(dot[j][v], codes[v], x);
-                    }
-                }
-                const float *act_scale = tile->scale[g * group / 32] + column;
-                const float *act_sum = (group == 32 ? tile->sum32[g] : tile->sum16[g]) + column;
-                NIB_UNROLL for (int v = 0; v < INT_VECTORS; v++) {
-                    const vf scale = vf_load(scratch->panel.ints.scale[g] + 16 * (row + v));
-                    const vf minus_min = vf_load(scratch->panel.ints.minus_min[g] + 16 * (row + v));
-                    NIB_UNROLL for (int j = 0; j < INT_COLUMNS; j++) {
-                        const vf factor = per_32 ? vf_mul(scale, vf_splat(act_scale[j])) : scale;
-                        total[j][v] = vf_fma(vi_to_f(dot[j][v]), factor, total[j][v]);
-                        total[j][v] = vf_fma(minus_min, vf_splat(act_sum[j]), total[j][v]);
-                    }
-                }
-            }
-            NIB_UNROLL for (int j = 0; j < INT_COLUMNS; j++) NIB_UNROLL for (int v = 0; v < INT_VECTORS; v++) {
-                float *to = sums + ROWS * (column + j) + 16 * (row + v);
-                const vf factor = vf_splat(per_32 ? 1 : tile->scale[0][column + j]);
-                vf_store(to, vf_fma(total[j][v], factor, first ? vf_zero() : vf_load(to)));
-            }
-        }
-}
-
-static __attribute__((noinline)) void tile_32_32(const nib_panel_scratch *panel, const nib_int_tile *tile,
-                                                 size_t n_groups, float *sums, bool first) {
-    tile_ints(panel, tile, n_groups, 32, true, sums, first);
-}
-static __attribute__((noinline)) void tile_16_32(const nib_panel_scratch *panel, const nib_int_tile *tile,
-                                                 size_t n_groups, float *sums, bool first) {
-    tile_ints(panel, tile, n_groups, 16, true, sums, first);
-}
-static __attribute__((noinline)) void tile_32_256(const nib_panel_scratch *panel, const nib_int_tile *tile,
-                                                  size_t n_groups, float *sums, bool first) {
-    tile_ints(panel, tile, n_groups, 32, false, sums, first);
-}
-static __attribute__((noinline)) void tile_16_256(const nib_panel_scratch *panel, const nib_int_tile *tile,
-                                                  size_t n_groups, float *sums, bool first) {
-    tile_ints(panel, tile, n_groups, 16, false, sums, first);
-}
-
-static __attribute__((noinline)) void tile_floats(const float *tile, const float *panel, size_t n_k, float *sums,
-                                                  bool first) {
-    tile_f32(tile, TOKENS, 1, panel, ROWS, n_k, sums, ROWS, first);
-}
+/* ---- tiles of floats -------------------------------------------------------------------------------------------- */
 
 #if defined(__AVX512BF16__)
-static __attribute__((noinline)) void tile_bf16(const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs,
-                                                float *sums, bool first) {
+NIB_INLINE void tile_pairs(size_t n, const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs, float *sums,
+                           bool first) {
     __m512 sum[TOKENS][2];
-    NIB_UNROLL for (int j = 0; j < TOKENS; j++) sum[j][0] = sum[j][1] = vf_zero();
+    EACH_COLUMN sum[j][0] = sum[j][1] = vf_zero();
     for (size_t k = 0; k < n_pairs; k++) {
         const __m512bh w0 = (__m512bh)vi_load(panel[k]), w1 = (__m512bh)vi_load(panel[k] + 16);
-        NIB_UNROLL for (int j = 0; j < TOKENS; j++) {
-            const __m512bh x = (__m512bh)vi_splat((int32_t)tile[TOKENS * k + (size_t)j]);
+        EACH_COLUMN {
+            const __m512bh x = (__m512bh)vi_splat((int32_t)tile[TOKENS * k + j]);
             sum[j][0] = _mm512_dpbf16_ps(sum[j][0], w0, x);
             sum[j][1] = _mm512_dpbf16_ps(sum[j][1], w1, x);
         }
     }
-    NIB_UNROLL for (int j = 0; j < TOKENS; j++) NIB_UNROLL for (int v = 0; v < 2; v++) {
+    EACH_COLUMN NIB_UNROLL for (size_t v = 0; v < 2; v++) {
         float *to = sums + ROWS * j + 16 * v;
         vf_store(to, first ? sum[j][v] : vf_add(vf_load(to), sum[j][v]));
     }
 }
 #endif
 
+#define EACH_WIDTH(call) \
+    switch (n_columns) { \
+    case 1:              \
+        call(1);         \
+        break;           \
+    case 2:              \
+        call(2);         \
+        break;           \
+    case 3:              \
+        call(3);         \
+        break;           \
+    case 4:              \
+        call(4);         \
+        break;           \
+    case 5:              \
+        call(5);         \
+        break;           \
+    case 6:              \
+        call(6);         \
+        break;           \
+    }
+
+static void tile_floats(size_t n_columns, const float *tile, const float *panel, size_t n_k, float *sums, bool first) {
+#define CALL(n) tile_f32_columns(n, tile, TOKENS, 1, panel, ROWS, n_k, sums, ROWS, first)
+    EACH_WIDTH(CALL)
+#undef CALL
+}
+
+#if defined(__AVX512BF16__)
+static void tile_bf16(size_t n_columns, const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs,
+                      float *sums, bool first) {
+#define CALL(n) tile_pairs(n, tile, panel, n_pairs, sums, first)
+    EACH_WIDTH(CALL)
+#undef CALL
+}
+#endif
+
+/* ---- tiles of integers ------------------------------------------------------------------------------------------ */
+
+typedef struct int_work {
+    const nib_panel *half; /* two */
+    const nib_int_tile *tile;
+    size_t n_groups;
+    vi centre; /* its logarithm; 32: there is none */
+} int_work;
+
+/* Four bytes of 4 * n_k columns. row: in vectors */
+NIB_INLINE void dot_codes(vi dot[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t row, size_t column, size_t n,
+                          size_t k, size_t n_k) {
+    const nib_panel *half = work->half + row;
+    NIB_UNROLL for (size_t i = k; i < k + n_k; i++) {
+        vi codes[INT_VECTORS];
+        EACH_VECTOR codes[v] = vi_load(half[v].code[i]);
+#if defined(NIB_VEC_DP4)
+        EACH_COLUMN {
+            const vi x = vi_splat_4(work->tile->code[i][column + j]);
+            EACH_VECTOR dot[j][v] = vi_dp4(dot[j][v], codes[v], x);
+        }
+#else
+        const vi mask = vi_splat(0x00ff00ff);
+        vi odd[INT_VECTORS];
+        EACH_VECTOR {
+            odd[v] = vi_and(vi_shr(codes[v], 8), mask);
+            codes[v] = vi_and(codes[v], mask);
+        }
+        EACH_COLUMN {
+            const vi x = vi_splat_4(work->tile->code[i][column + j][0]),
+                     y = vi_splat_4(work->tile->code[i][column + j][1]);
+            EACH_VECTOR dot[j][v] = vi_dp2(vi_dp2(dot[j][v], codes[v], x), odd[v], y);
+        }
+#endif
+    }
+}
+
+/* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, per_32 (activations have a scale per 32
+ * columns), min_group and n are constants at every call. */
+NIB_INLINE void tile_ints_part(const int_work *work, size_t group, bool per_32, size_t min_group, size_t row,
+                               size_t column, size_t n, float *sums, bool first) {
+    const nib_int_tile *tile = work->tile;
+    const nib_panel *half = work->half + row;
+    const int32_t(*minus_sum)[TOKENS] = group == 16   ? tile->minus_sum16
+                                        : group == 32 ? tile->minus_sum32
+                                                      : tile->minus_sum256;
+    vf total[INT_COLUMNS][INT_VECTORS];
+    EACH_COLUMN EACH_VECTOR total[j][v] = vf_zero();
+    for (size_t g = 0; g < work->n_groups; g++) {
+        vi dot[INT_COLUMNS][INT_VECTORS];
+        EACH_COLUMN {
+            const vi begin = min_group ? vi_splat(0) : vi_shl_by(vi_splat(minus_sum[g][column + j]), work->centre);
+            EACH_VECTOR dot[j][v] = begin;
+        }
+        if (group == 256)
+            for (size_t k = 0; k < K / 4; k += 4) dot_codes(dot, work, row, column, n, k, 4);
+        else
+            dot_codes(dot, work, row, column, n, g * group / 4, group / 4);
+        EACH_VECTOR {
+            const vf scale = vf_load(half[v].scale[g]);
+            EACH_COLUMN {
+                const float act_scale = tile->scale[per_32 ? g * group / 32 : 0][column + j];
+                const vf factor = per_32 ? vf_mul(scale, vf_splat(act_scale)) : scale;
+                total[j][v] = vf_fma(vi_to_f(dot[j][v]), factor, total[j][v]);
+            }
+        }
+    }
+    EACH_COLUMN EACH_VECTOR {
+        float *to = sums + ROWS * (column + j) + 16 * (row + v);
+        if (min_group) {
+            vi min = vi_splat(0);
+            for (size_t i = 0; i < K / 2 / min_group; i++) {
+                const int16_t *pair = min_group == 16 ? tile->sum16[i][column + j] : tile->sum32[i][column + j];
+                min = vi_dp2(min, vi_load(half[v].min[i]), vi_splat_4(pair));
+            }
+            total[j][v] = vf_fma(vi_to_f(min), vf_load(half[v].minus_d_min), total[j][v]);
+        }
+        const vf factor = vf_splat(per_32 ? 1 : tile->scale[0][column + j]);
+        vf_store(to, vf_fma(total[j][v], factor, first ? vf_zero() : vf_load(to)));
+    }
+}
+
+NIB_INLINE void tile_ints(const int_work *work, size_t group, bool per_32, size_t min_group, size_t n_columns,
+                          float *sums, bool first) {
+    const size_t whole = n_columns / INT_COLUMNS * INT_COLUMNS, rest = n_columns - whole;
+    for (size_t row = 0; row < 2; row += INT_VECTORS) {
+        for (size_t column = 0; column < whole; column += INT_COLUMNS)
+            tile_ints_part(work, group, per_32, min_group, row, column, INT_COLUMNS, sums, first);
+        if (rest) tile_ints_part(work, group, per_32, min_group, row, whole, rest, sums, first);
+    }
+}
+
+typedef void int_tile_fn(const int_work *work, float *sums, bool first);
+
+#define INT_TILE(name, n, ...)                                                                        \
+    static __attribute__((noinline)) void name##_##n(const int_work *work, float *sums, bool first) { \
+        tile_ints(work, __VA_ARGS__, n, sums, first);                                                 \
+    }
+/* One function for every number of columns. */
+#define INT_TILES(name, ...)       \
+    INT_TILE(name, 1, __VA_ARGS__) \
+    INT_TILE(name, 2, __VA_ARGS__) \
+    INT_TILE(name, 3, __VA_ARGS__) \
+    INT_TILE(name, 4, __VA_ARGS__) \
+    INT_TILE(name, 5, __VA_ARGS__) \
+    INT_TILE(name, 6, __VA_ARGS__) \
+    static int_tile_fn *const name[TOKENS] = {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6};
+
+INT_TILES(per_32_group_16, 16, true, 0)
+INT_TILES(per_32_group_32, 32, true, 0)
+INT_TILES(group_16, 16, false, 0)
+INT_TILES(group_32, 32, false, 0)
+INT_TILES(group_32_min_32, 32, false, 32)
+INT_TILES(folded, 256, false, 0)
+INT_TILES(folded_min_16, 256, false, 16)
+INT_TILES(folded_min_32, 256, false, 32)
+
+static int_tile_fn *const *int_tiles_for(nib_route route, const nib_panel_shape *shape) {
+    if (route == NIB_ROUTE_INT_32) return shape->group == 16 ? per_32_group_16 : per_32_group_32;
+    if (shape->group == 16) return group_16;
+    if (shape->group == 32) return shape->min_group ? group_32_min_32 : group_32;
+    return shape->min_group == 16 ? folded_min_16 : shape->min_group == 32 ? folded_min_32 : folded;
+}
+
+/* sums -= minimums (floats, of formats that only unpack) * sums of activations. */
+static void subtract_minimums(const nib_panel_scratch *scratch, const nib_int_tile *tile, size_t group, size_t n_groups,
+                              size_t n_columns, float *sums) {
+    const int32_t(*minus_sum)[TOKENS] = group == 16 ? tile->minus_sum16 : tile->minus_sum32;
+    float sum[K / 16][TOKENS];
+    for (size_t g = 0; g < n_groups; g++)
+        for (size_t j = 0; j < TOKENS; j++) sum[g][j] = -(float)minus_sum[g][j] * tile->scale[g * group / 32][j];
+    tile_floats(n_columns, sum[0], scratch->panel.ints.minus_min[0], n_groups, sums, false);
+}
+
 /* ---- panels ----------------------------------------------------------------------------------------------------- */
+
+/* One tile of the batch, within the task's. */
+typedef struct tile_at {
+    const void *packed;
+    size_t n_columns;
+    float *sums;
+} tile_at;
+
+static inline tile_at find_tile(const nib_linear_task *task, size_t k, size_t i, float *sums) {
+    const size_t tile = task->first_tile + i, n_all = nib_tiles_of(task->batch_tokens);
+    const size_t zero = nib_tile_begin(task->first_tile, task->batch_tokens);
+    const size_t begin = nib_tile_begin(tile, task->batch_tokens), end = nib_tile_begin(tile + 1, task->batch_tokens);
+    return (tile_at){.packed = (const char *)task->tiles + (k / K * n_all + tile) * task->tile_bytes,
+                     .n_columns = end - begin,
+                     .sums = sums + ROWS * (begin - zero)};
+}
+
+/* Tiles come from the third cache to the second two tiles ahead. */
+static inline void prefetch_tile(const nib_linear_task *task, const void *packed) {
+    const char *next = (const char *)packed + 2 * task->tile_bytes;
+    for (size_t i = 0; i < task->tile_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
+/* The weights of the next columns: the rows are too many streams for the processor to follow by itself. */
+static void prefetch_weights(const nib_linear_task *task, size_t k) {
+    if (k >= task->n_cols) return;
+    const size_t left = task->n_cols - k < K ? task->n_cols - k : K;
+    const size_t n_bytes = left / task->format->facts.block * task->format->facts.bytes;
+    for (size_t r = 0; r < task->n_rows; r++)
+        for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(columns_at(task, r, k) + i);
+}
 
 /* src (32, stride words) to dst (n_words, 32). */
 static void transpose_words(const void *src, size_t src_stride, size_t n_words, void *dst) {
@@ -118,42 +262,73 @@ static void transpose_words(const void *src, size_t src_stride, size_t n_words, 
                             4 * ROWS);
 }
 
-static void panel_ints(const nib_linear_task *task, size_t k, size_t n, const nib_int_tile *tiles,
-                       nib_panel_scratch *scratch, float *sums) {
+/* n_words (a multiple of 4) words of 16 codes to dst, whose rows are dst_stride words. */
+static inline void turn_words(const void *src, size_t n_words, void *dst, size_t dst_stride) {
+    for (size_t i = 0; i < n_words; i += 4) {
+        vi words[4];
+        vi_turn(words, (const char *)src + 4 * i, sizeof(nib_codes));
+        for (size_t j = 0; j < 4; j++) vi_store((char *)dst + 4 * dst_stride * (i + j), words[j]);
+    }
+}
+
+/* Fills the panel by unpacking row by row. */
+static void fill_from_rows(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch) {
     const nib_format *format = task->format;
-    const size_t group = format->group, n_groups = n / group;
-    for (size_t r = 0; r < task->n_rows; r++)
-        format->unpack(format, &scratch->rows.codes[r], columns_at(task, r, k), n);
-    transpose_words(scratch->rows.codes[0].code, sizeof(nib_codes), (n + 63) / 64 * 16, scratch->panel.ints.code);
-    transpose_words(scratch->rows.codes[0].scale, sizeof(nib_codes), 16, scratch->panel.ints.scale);
-    transpose_words(scratch->rows.codes[0].min, sizeof(nib_codes), 16, scratch->panel.ints.minus_min);
-    for (size_t g = 0; g < n_groups; g++)
-        for (size_t r = 0; r < ROWS; r++) scratch->panel.ints.minus_min[g][r] = -scratch->panel.ints.minus_min[g][r];
-    for (size_t t = 0; t < task->n_tokens; t += TOKENS) {
-        const nib_int_tile *tile = tiles + t / TOKENS;
-        float *to = sums + ROWS * t;
-        if (task->route == NIB_ROUTE_INT_32)
-            (group == 32 ? tile_32_32 : tile_16_32)(scratch, tile, n_groups, to, k == 0);
-        else
-            (group == 32 ? tile_32_256 : tile_16_256)(scratch, tile, n_groups, to, k == 0);
+    const size_t n_scales = (n / format->group + 3) / 4 * 4;
+    nib_codes *codes = scratch->rows.codes;
+    for (size_t r = 0; r < task->n_rows; r++) format->unpack(format, &codes[r], columns_at(task, r, k), n);
+    for (size_t v = 0; v < 2; v++) {
+        nib_panel *half = &scratch->panel.ints.half[v];
+        float(*minus_min)[ROWS] = scratch->panel.ints.minus_min;
+        turn_words(codes[16 * v].code, n / 4, half->code, 16);
+        turn_words(codes[16 * v].scale, n_scales, half->scale, 16);
+        if (format->centre) continue;
+        turn_words(codes[16 * v].min, n_scales, minus_min[0] + 16 * v, ROWS);
+        for (size_t g = 0; g < n_scales; g++)
+            vf_store(minus_min[g] + 16 * v, vf_sub(vf_zero(), vf_load(minus_min[g] + 16 * v)));
+    }
+}
+
+static void panel_ints(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch, float *sums) {
+    const nib_format *format = task->format;
+    const bool turns = format->turn && n == K && task->n_rows == ROWS;
+    const nib_panel_shape shape =
+        turns ? format->shape : (nib_panel_shape){(uint16_t)format->group, (uint16_t)format->centre, 0};
+    if (turns)
+        for (size_t v = 0; v < 2; v++)
+            format->turn(format, &scratch->panel.ints.half[v], columns_at(task, 16 * v, k), task->row_bytes);
+    else
+        fill_from_rows(task, k, n, scratch);
+    prefetch_weights(task, k + K);
+    int_tile_fn *const *fn = int_tiles_for(task->route, &shape);
+    int_work work = {.half = scratch->panel.ints.half,
+                     .n_groups = n / shape.group,
+                     .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32)};
+    for (size_t i = 0; i < task->n_tiles; i++) {
+        const tile_at tile = find_tile(task, k, i, sums);
+        work.tile = tile.packed;
+        prefetch_tile(task, tile.packed);
+        fn[tile.n_columns - 1](&work, tile.sums, k == 0);
+        if (!turns && !format->centre)
+            subtract_minimums(scratch, work.tile, shape.group, work.n_groups, tile.n_columns, tile.sums);
     }
 }
 
 /* Half a panel of floats is 16 KiB and stays in the first cache while the tiles pass by. */
-static void panel_floats(const nib_linear_task *task, size_t k, size_t n, const float *tiles,
-                         nib_panel_scratch *scratch, float *sums) {
-    const size_t tile_floats_each = (size_t)K * TOKENS;
+static void panel_floats(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch, float *sums) {
     for (size_t r = 0; r < task->n_rows; r++) decode_columns(task, r, k, n, scratch->rows.decoded[r]);
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n + 15) / 16 * 16, scratch->panel.floats);
+    prefetch_weights(task, k + K);
     for (size_t i = 0; i < n; i += K / 2)
-        for (size_t t = 0; t < task->n_tokens; t += TOKENS)
-            tile_floats(tiles + t / TOKENS * tile_floats_each + TOKENS * i, scratch->panel.floats[i],
-                        n - i < K / 2 ? n - i : K / 2, sums + ROWS * t, k + i == 0);
+        for (size_t t = 0; t < task->n_tiles; t++) {
+            const tile_at tile = find_tile(task, k, t, sums);
+            tile_floats(tile.n_columns, (const float *)tile.packed + TOKENS * i, scratch->panel.floats[i],
+                        n - i < K / 2 ? n - i : K / 2, tile.sums, k + i == 0);
+        }
 }
 
 #if defined(__AVX512BF16__)
-static void panel_bf16(const nib_linear_task *task, size_t k, size_t n, const uint32_t *tiles,
-                       nib_panel_scratch *scratch, float *sums) {
+static void panel_bf16(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch, float *sums) {
     const size_t n_pairs = (n + 1) / 2;
     for (size_t r = 0; r < task->n_rows; r++) {
         char *row = (char *)scratch->rows.decoded[r];
@@ -162,8 +337,11 @@ static void panel_bf16(const nib_linear_task *task, size_t k, size_t n, const ui
     }
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n_pairs + 15) / 16 * 16,
                     scratch->panel.pairs);
-    for (size_t t = 0; t < task->n_tokens; t += TOKENS)
-        tile_bf16(tiles + t * (K / 2), scratch->panel.pairs, n_pairs, sums + ROWS * t, k == 0);
+    prefetch_weights(task, k + K);
+    for (size_t i = 0; i < task->n_tiles; i++) {
+        const tile_at tile = find_tile(task, k, i, sums);
+        tile_bf16(tile.n_columns, tile.packed, scratch->panel.pairs, n_pairs, tile.sums, k == 0);
+    }
 }
 #endif
 
@@ -182,24 +360,22 @@ static void store_sums(const nib_linear_task *task, const float *sums) {
     }
 }
 
-static void panel(const nib_linear_task *task, size_t tile_stride, nib_panel_scratch *scratch, float *sums) {
-    const size_t tile_bytes = nib_tile_bytes(task->route);
+static void panel(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums) {
     if (task->n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
     for (size_t k = 0; k < task->n_cols; k += K) {
         const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
-        const void *tiles = (const char *)task->tiles + k / K * tile_stride * tile_bytes;
         switch (task->route) {
         case NIB_ROUTE_BF16:
 #if defined(__AVX512BF16__)
-            panel_bf16(task, k, n, tiles, scratch, sums);
+            panel_bf16(task, k, n, scratch, sums);
             break;
 #endif
         case NIB_ROUTE_F32:
-            panel_floats(task, k, n, tiles, scratch, sums);
+            panel_floats(task, k, n, scratch, sums);
             break;
         case NIB_ROUTE_INT_32:
         case NIB_ROUTE_INT_256:
-            panel_ints(task, k, n, tiles, scratch, sums);
+            panel_ints(task, k, n, scratch, sums);
             break;
         }
     }

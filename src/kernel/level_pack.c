@@ -3,11 +3,15 @@
 #include "kernel/level.h"
 #include "kernel/tile.h"
 
+extern const nib_pack_kernels NIB_AT_LEVEL(nib_pack_kernels_);
+
 enum { K = NIB_PANEL_K, TOKENS = NIB_TILE_TOKENS };
 
 /* 256 columns from column k on, zeros past the end of the row, rounded as the weights' format wants them. */
 static void load_block(nib_activation rounding, const float *x, size_t k, size_t n_cols, float out[K]) {
     const size_t n = n_cols - k < K ? n_cols - k : K;
+    /* Rows take turns, so the processor does not see by itself that this one will go on. */
+    for (size_t i = k + K; i < k + 2 * K && i < n_cols; i += 16) __builtin_prefetch(x + i);
     memcpy(out, x + k, n * sizeof *out);
     memset(out + n, 0, (K - n) * sizeof *out);
     if (rounding == NIB_ACT_F16) {
@@ -21,59 +25,81 @@ static void load_block(nib_activation rounding, const float *x, size_t k, size_t
     }
 }
 
-/* 16 floats to the nearest integers, ties to even; their sum. |x| <= 127 unless it is not finite (any code will do). */
-static int32_t round_codes(const float *x, vf factor, int8_t *code) {
+/* 16 floats to the nearest integers, ties to even. |x| <= 127 unless it is not finite (any code will do). */
+static void round_codes(const float *x, vf factor, int8_t *code) {
     const vf magic = vf_splat(0x1.8p23f);
-    int32_t whole[16], sum = 0;
-    vi_store(whole, vi_sub(vi_bits(vf_add(vf_mul(vf_load(x), factor), magic)), vi_bits(magic)));
-    for (int i = 0; i < 16; i++) {
-        code[i] = (int8_t)(whole[i] & 255);
-        sum += code[i];
-    }
-    return sum;
+    vi_store_bytes(code, vi_sub(vi_bits(vf_add(vf_mul(vf_load(x), factor), magic)), vi_bits(magic)));
 }
 
-/* NaN if any of the values is not finite: the products will say so, instead of making a number up. */
-static float largest_magnitude(const float *x, size_t n) {
-    vf most = vf_zero(), poison = vf_zero();
-    for (size_t i = 0; i < n; i += 16) {
-        const vf v = vf_load(x + i);
-        most = vf_max(most, vf_max(vf_sub(vf_zero(), v), v));
-        poison = vf_fma(v, vf_zero(), poison);
+static inline vf magnitude(vf x) {
+    return vf_bits(vi_and(vi_bits(x), vi_splat(0x7fffffff)));
+}
+
+/* 0, or NaN if any of the values is not finite: the products will say so, instead of making a number up. */
+static float poison_of(const float x[K]) {
+    vf poison[2] = {vf_zero(), vf_zero()};
+    for (size_t i = 0; i < K; i += 32) {
+        poison[0] = vf_fma(vf_load(x + i), vf_zero(), poison[0]);
+        poison[1] = vf_fma(vf_load(x + i + 16), vf_zero(), poison[1]);
     }
-    return vf_largest(most) + vf_sum(poison);
+    return vf_sum(vf_add(poison[0], poison[1]));
 }
 
 /* The value of largest magnitude, with its sign; the first of equals. */
-static float signed_extreme(const float *x) {
-    const float most = largest_magnitude(x, K);
+static float signed_extreme(const float x[K]) {
+    vf most = vf_load(x), least = most;
+    for (size_t i = 16; i < K; i += 16) {
+        most = vf_max(most, vf_load(x + i));
+        least = vf_min(least, vf_load(x + i));
+    }
+    const float above = vf_largest(most), below = vf_largest(vf_sub(vf_zero(), least));
+    if (above != below) return above > below ? above : -below;
     for (size_t i = 0; i < K; i++)
-        if (x[i] == most || x[i] == -most) return x[i];
-    return most; /* NaN */
+        if (x[i] == above || x[i] == -above) return x[i];
+    return above;
 }
 
-/* 256 floats to integers; sums of codes, not yet times scale. */
-static void quantize_block(nib_route route, const float x[K], nib_int_row *out) {
-    memset(out->scale, 0, sizeof out->scale);
-    memset(out->sum32, 0, sizeof out->sum32);
-    float factor = 0, scale = 0;
+/* The largest magnitudes of 32 values each. */
+static void largest_of_32(const float x[K], float largest[K / 32]) {
+    float lanes[16][16], most[16];
+    memset(lanes + K / 32, 0, sizeof lanes / 2);
+    for (size_t g = 0; g < K / 32; g++)
+        vf_store(lanes[g], vf_max(magnitude(vf_load(x + 32 * g)), magnitude(vf_load(x + 32 * g + 16))));
+    vf all = vf_zero();
+    for (size_t i = 0; i < 16; i += 4) {
+        vi turned[4];
+        vi_turn(turned, lanes[0] + i, sizeof lanes[0]);
+        const vf two = vf_max(vf_bits(turned[0]), vf_bits(turned[1]));
+        all = vf_max(all, vf_max(two, vf_max(vf_bits(turned[2]), vf_bits(turned[3]))));
+    }
+    vf_store(most, all);
+    memcpy(largest, most, K / 32 * sizeof *largest);
+}
+
+/* 256 floats to integers, and the sums of 16 codes each. */
+static void quantize_block(nib_route route, const float x[K], int8_t code[K], float scale[K / 32],
+                           int32_t sum16[K / 16]) {
+    const float poison = poison_of(x);
     if (route == NIB_ROUTE_INT_256) {
-        const float extreme = signed_extreme(x);
-        factor = extreme != 0 ? -127 / extreme : 0;
-        scale = extreme != 0 ? 1 / factor : 0;
-    }
-    for (size_t g = 0; g < K / 32; g++) {
-        if (route == NIB_ROUTE_INT_32) {
-            scale = largest_magnitude(x + 32 * g, 32) / 127;
-            factor = scale != 0 ? 1 / scale : 0;
+        const float extreme = signed_extreme(x), factor = extreme != 0 ? -127 / extreme : 0;
+        for (size_t g = 0; g < K / 32; g++) scale[g] = (extreme != 0 ? 1 / factor : 0) + poison;
+        for (size_t i = 0; i < K; i += 16) round_codes(x + i, vf_splat(factor), code + i);
+    } else {
+        float factor[K / 32];
+        largest_of_32(x, scale);
+        for (size_t g = 0; g < K / 32; g++) {
+            scale[g] = scale[g] / 127;
+            factor[g] = scale[g] != 0 ? 1 / scale[g] : 0;
+            scale[g] += poison;
         }
-        out->scale[g] = scale;
-        for (size_t half = 2 * g; half < 2 * g + 2; half++) {
-            const float sum = (float)round_codes(x + 16 * half, vf_splat(factor), out->code + 16 * half);
-            out->sum16[half] = sum;
-            out->sum32[g] += sum;
-        }
+        for (size_t i = 0; i < K; i += 16) round_codes(x + i, vf_splat(factor[i / 32]), code + i);
     }
+    int32_t sum4[K / 4];
+    for (size_t i = 0; i < K; i += 64)
+        vi_store(sum4 + i / 4, vi_dp4(vi_splat(0), vi_splat(0x01010101), vi_load(code + i)));
+    vi turned[4];
+    vi_turn(turned, sum4, 16);
+    vi_store(sum16, vi_add(vi_add(turned[0], turned[1]), vi_add(turned[2], turned[3])));
 }
 
 static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {
@@ -84,41 +110,64 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
             continue;
         }
         nib_int_row *out = (nib_int_row *)row + k / K;
+        int32_t sum[K / 16];
         load_block(NIB_ACT_F32, x, k, n_cols, block);
-        quantize_block(route, block, out);
-        for (size_t i = 0; i < K / 16; i++) out->sum16[i] *= out->scale[i / 2];
-        for (size_t i = 0; i < K / 32; i++) out->sum32[i] *= out->scale[i];
+        memset(out->scale, 0, sizeof out->scale);
+        memset(out->sum32, 0, sizeof out->sum32);
+        quantize_block(route, block, out->code, out->scale, sum);
+        for (size_t i = 0; i < K / 32; i++) {
+            out->sum16[2 * i] = (float)sum[2 * i] * out->scale[i];
+            out->sum16[2 * i + 1] = (float)sum[2 * i + 1] * out->scale[i];
+            out->sum32[i] = (float)(sum[2 * i] + sum[2 * i + 1]) * out->scale[i];
+        }
     }
 }
 
 static void put_ints(nib_route route, const float block[K], size_t token, nib_int_tile *tile) {
-    nib_int_row row;
-    quantize_block(route, block, &row);
-    for (size_t i = 0; i < K / 4; i++) memcpy(tile->code[i][token], row.code + 4 * i, 4);
+    _Alignas(64) int8_t code[K];
+    int32_t sum[K / 16], all = 0;
+    float scale[K / 32];
+    quantize_block(route, block, code, scale, sum);
+#if defined(NIB_VEC_DP4)
+    for (size_t i = 0; i < K / 4; i++) memcpy(tile->code[i][token], code + 4 * i, 4);
+#else
+    for (size_t i = 0; i < K; i++) tile->code[i / 4][token][i % 2][i / 2 % 2] = code[i];
+#endif
     for (size_t i = 0; i < K / 32; i++) {
-        const float scale = row.scale[i], times = route == NIB_ROUTE_INT_32 ? scale : 1;
-        tile->scale[i][token] = scale;
-        tile->sum32[i][token] = row.sum32[i] * times;
-        tile->sum16[2 * i][token] = row.sum16[2 * i] * times;
-        tile->sum16[2 * i + 1][token] = row.sum16[2 * i + 1] * times;
+        const int32_t both = sum[2 * i] + sum[2 * i + 1];
+        tile->scale[i][token] = scale[i];
+        tile->sum16[i][token][0] = (int16_t)sum[2 * i];
+        tile->sum16[i][token][1] = (int16_t)sum[2 * i + 1];
+        tile->sum32[i / 2][token][i % 2] = (int16_t)both;
+        tile->minus_sum16[2 * i][token] = -sum[2 * i];
+        tile->minus_sum16[2 * i + 1][token] = -sum[2 * i + 1];
+        tile->minus_sum32[i][token] = -both;
+        all += both;
     }
+    tile->minus_sum256[0][token] = -all;
+}
+
+/* bf16 pairs of 256 columns. */
+static void put_pairs(const float block[K], size_t token, uint32_t *tile) {
+    uint32_t half[K];
+    for (size_t i = 0; i < K; i++) half[i] = nib_f32_to_bf16(block[i]);
+    for (size_t i = 0; i < K / 2; i++) tile[TOKENS * i + token] = half[2 * i] | half[2 * i + 1] << 16;
 }
 
 static void pack_tile(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
-                      uint32_t first, void *tiles) {
+                      size_t index, void *tiles) {
     _Alignas(64) float block[K];
-    const size_t n_tiles = ((size_t)n_tokens + TOKENS - 1) / TOKENS, tile_bytes = nib_tile_bytes(route);
+    const size_t n_tiles = nib_tiles_of(n_tokens), first = nib_tile_begin(index, n_tokens);
+    const size_t n = nib_tile_begin(index + 1, n_tokens) - first;
+    const size_t tile_bytes = nib_tile_bytes(&NIB_AT_LEVEL(nib_pack_kernels_), route);
     for (size_t k = 0; k < n_cols; k += K) {
-        void *tile = (char *)tiles + (k / K * n_tiles + first / TOKENS) * tile_bytes;
-        if (n_tokens - first < TOKENS) memset(tile, 0, tile_bytes);
-        for (size_t t = 0; t < TOKENS && first + t < n_tokens; t++) {
+        void *tile = (char *)tiles + (k / K * n_tiles + index) * tile_bytes;
+        for (size_t t = 0; t < n; t++) {
             load_block(route == NIB_ROUTE_F32 ? rounding : NIB_ACT_F32, x + (first + t) * n_cols, k, n_cols, block);
             if (route == NIB_ROUTE_F32) {
                 for (size_t i = 0; i < K; i++) ((float *)tile)[TOKENS * i + t] = block[i];
             } else if (route == NIB_ROUTE_BF16) {
-                for (size_t i = 0; i < K / 2; i++)
-                    ((uint32_t *)tile)[TOKENS * i + t] =
-                        nib_f32_to_bf16(block[2 * i]) | (uint32_t)nib_f32_to_bf16(block[2 * i + 1]) << 16;
+                put_pairs(block, t, tile);
             } else {
                 put_ints(route, block, t, tile);
             }
@@ -126,5 +175,5 @@ static void pack_tile(nib_route route, nib_activation rounding, const float *x, 
     }
 }
 
-extern const nib_pack_kernels NIB_AT_LEVEL(nib_pack_kernels_);
-const nib_pack_kernels NIB_AT_LEVEL(nib_pack_kernels_) = {.tile = pack_tile, .row = pack_row};
+const nib_pack_kernels NIB_AT_LEVEL(nib_pack_kernels_) = {
+    .int_tile_bytes = sizeof(nib_int_tile), .tile = pack_tile, .row = pack_row};

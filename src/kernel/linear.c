@@ -23,14 +23,14 @@ static const linear_kernels *kernels_in_use(void) {
 }
 
 enum {
-    CHUNK_TOKENS = 86 * NIB_TILE_TOKENS, /* tokens of one piece: their sums, 64 KiB, stay in the second cache */
+    CHUNK_TILES = 86, /* tiles of tokens in one piece: their sums, 64 KiB, stay in the second cache */
     GEMV_ROWS = 16,
 };
 
 /* One worker's memory. */
 typedef struct worker_scratch {
     nib_panel_scratch panel;
-    _Alignas(64) float sums[CHUNK_TOKENS * NIB_PANEL_ROWS];
+    _Alignas(64) float sums[CHUNK_TILES * NIB_TILE_TOKENS * NIB_PANEL_ROWS];
 } worker_scratch;
 
 typedef struct linear_job {
@@ -49,13 +49,10 @@ typedef struct linear_job {
 static size_t blocks_of(size_t n_cols) {
     return (n_cols + NIB_PANEL_K - 1) / NIB_PANEL_K;
 }
-static size_t tiles_of(size_t n_tokens) {
-    return (n_tokens + NIB_TILE_TOKENS - 1) / NIB_TILE_TOKENS;
-}
 
 /* The float layout is the largest, for tiles and for rows. */
 static size_t packed_bytes(uint32_t n_cols, uint32_t n_tokens) {
-    return blocks_of(n_cols) * tiles_of(n_tokens) * nib_tile_bytes(NIB_ROUTE_F32);
+    return blocks_of(n_cols) * nib_tiles_of(n_tokens) * nib_tile_bytes(NULL, NIB_ROUTE_F32);
 }
 
 size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_workers) {
@@ -125,8 +122,7 @@ static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
     const linear_job *job = arg;
     (void)worker;
     for (size_t i = begin; i < end; i++)
-        job->kernels->pack->tile(job->route, job->rounding, job->x, job->n_tokens, job->n_cols,
-                                 (uint32_t)(i * NIB_TILE_TOKENS), job->packed);
+        job->kernels->pack->tile(job->route, job->rounding, job->x, job->n_tokens, job->n_cols, i, job->packed);
 }
 
 static void pack_rows(const linear_job *job) {
@@ -141,16 +137,18 @@ static void pack_rows(const linear_job *job) {
 static size_t pieces_of(const linear_job *job, const nib_product *product) {
     const size_t n_rows = product->weight.n_rows;
     if (job->n_tokens <= NIB_GEMV_TOKENS) return (n_rows + GEMV_ROWS - 1) / GEMV_ROWS;
-    const size_t n_chunks = ((size_t)job->n_tokens + CHUNK_TOKENS - 1) / CHUNK_TOKENS;
+    const size_t n_chunks = (nib_tiles_of(job->n_tokens) + CHUNK_TILES - 1) / CHUNK_TILES;
     return (n_rows + NIB_PANEL_ROWS - 1) / NIB_PANEL_ROWS * n_chunks;
 }
 
 static void run_piece(const linear_job *job, const nib_product *product, size_t piece, worker_scratch *scratch) {
     const nib_matrix *weight = &product->weight;
     const bool few = job->n_tokens <= NIB_GEMV_TOKENS;
-    const uint32_t height = few ? GEMV_ROWS : NIB_PANEL_ROWS, length = few ? job->n_tokens : CHUNK_TOKENS;
-    const size_t n_chunks = ((size_t)job->n_tokens + length - 1) / length;
-    const uint32_t row = (uint32_t)(piece / n_chunks) * height, token = (uint32_t)(piece % n_chunks) * length;
+    const size_t n_tiles = nib_tiles_of(job->n_tokens), n_chunks = few ? 1 : (n_tiles + CHUNK_TILES - 1) / CHUNK_TILES;
+    const uint32_t height = few ? GEMV_ROWS : NIB_PANEL_ROWS, row = (uint32_t)(piece / n_chunks) * height;
+    const size_t first = piece % n_chunks * CHUNK_TILES;
+    const size_t end = few || n_tiles - first < CHUNK_TILES ? n_tiles : first + CHUNK_TILES;
+    const size_t token = nib_tile_begin(first, job->n_tokens);
     const size_t row_bytes = nib_format_row_bytes(weight->format, weight->n_cols);
     const nib_linear_task task = {
         .format = nib_format_fast(weight->format),
@@ -159,16 +157,20 @@ static void run_piece(const linear_job *job, const nib_product *product, size_t 
         .row_bytes = row_bytes,
         .n_cols = weight->n_cols,
         .n_rows = weight->n_rows - row < height ? weight->n_rows - row : height,
-        .tiles = (const char *)job->packed + (few ? 0 : token / NIB_TILE_TOKENS * nib_tile_bytes(job->route)),
-        .n_tokens = job->n_tokens - token < length ? job->n_tokens - token : length,
+        .tiles = job->packed,
+        .tile_bytes = nib_tile_bytes(job->kernels->pack, job->route),
+        .n_tokens = (uint32_t)(nib_tile_begin(end, job->n_tokens) - token),
+        .first_tile = (uint32_t)first,
+        .n_tiles = (uint32_t)(end - first),
+        .batch_tokens = job->n_tokens,
         .bias = product->bias ? product->bias + row : NULL,
-        .out = product->out + (size_t)token * weight->n_rows + row,
+        .out = product->out + token * weight->n_rows + row,
         .out_stride = weight->n_rows,
     };
     if (few)
         job->kernels->gemv->rows(&task, &scratch->panel);
     else
-        job->kernels->gemm->panel(&task, tiles_of(job->n_tokens), &scratch->panel, scratch->sums);
+        job->kernels->gemm->panel(&task, &scratch->panel, scratch->sums);
 }
 
 static void run_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
@@ -214,7 +216,7 @@ void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens
         if (n_tokens <= NIB_GEMV_TOKENS)
             pack_rows(&job);
         else
-            nib_par_for(pool, tiles_of(n_tokens), 1, pack_tiles, &job);
+            nib_par_for(pool, nib_tiles_of(n_tokens), 1, pack_tiles, &job);
         nib_par_for(pool, n_pieces, 1, run_pieces, &job);
     }
 }

@@ -4,6 +4,7 @@
 #define NIB_KERNEL_TILE_H
 
 #include "cpu/vec.h"
+#include "kernel/level.h"
 
 #define NIB_INLINE static inline __attribute__((always_inline))
 #define NIB_UNROLL _Pragma("GCC unroll 16")
@@ -16,6 +17,20 @@ enum { NIB_SUB_VECTORS = 1, NIB_SUB_COLUMNS = 6 };
 #else
 enum { NIB_SUB_VECTORS = 1, NIB_SUB_COLUMNS = 2 };
 #endif
+
+/* Six tokens' activations, 256 columns, as integers, and the sums of the codes for the weights' minimums and centres.
+ * Where multiplying bytes takes more than one instruction, codes are kept as halves of 16 bits: even bytes, odd bytes. */
+typedef struct nib_int_tile {
+#if defined(NIB_VEC_DP4)
+    _Alignas(64) int8_t code[NIB_PANEL_K / 4][NIB_TILE_TOKENS][4];
+#else
+    _Alignas(64) int16_t code[NIB_PANEL_K / 4][NIB_TILE_TOKENS][2][2];
+#endif
+    float scale[NIB_PANEL_K / 32][NIB_TILE_TOKENS]; /* Q8_256: all rows the same */
+    int16_t sum16[NIB_PANEL_K / 32][NIB_TILE_TOKENS][2], sum32[NIB_PANEL_K / 64][NIB_TILE_TOKENS][2];
+    int32_t minus_sum16[NIB_PANEL_K / 16][NIB_TILE_TOKENS], minus_sum32[NIB_PANEL_K / 32][NIB_TILE_TOKENS];
+    int32_t minus_sum256[1][NIB_TILE_TOKENS];
+} nib_int_tile;
 
 /* dst[j][i] = src[i][j], 16 x 16 words of 32 bits; strides in bytes. */
 NIB_INLINE void transpose_16x16(const void *src, size_t src_stride, void *dst, size_t dst_stride) {
@@ -50,29 +65,43 @@ NIB_INLINE void transpose_16x16(const void *src, size_t src_stride, void *dst, s
 #endif
 }
 
-/* c[column][row] += sum over k of a(k, column) * b[k][row], 6 columns and 32 rows; a(k, column) at
+NIB_INLINE void tile_f32_part(size_t n, const float *a, size_t a_step, size_t a_column, const float *b, size_t b_stride,
+                              size_t n_k, float *c, size_t c_stride, bool first) {
+    vf sum[NIB_SUB_COLUMNS][NIB_SUB_VECTORS];
+    NIB_UNROLL for (size_t j = 0; j < n; j++) NIB_UNROLL for (size_t v = 0; v < NIB_SUB_VECTORS; v++) sum[j][v] =
+        vf_zero();
+    for (size_t k = 0; k < n_k; k++, a += a_step, b += b_stride) {
+        vf w[NIB_SUB_VECTORS];
+        NIB_UNROLL for (size_t v = 0; v < NIB_SUB_VECTORS; v++) w[v] = vf_load(b + 16 * v);
+        NIB_UNROLL for (size_t j = 0; j < n; j++) {
+            const vf x = vf_splat(a[j * a_column]);
+            NIB_UNROLL for (size_t v = 0; v < NIB_SUB_VECTORS; v++) sum[j][v] = vf_fma(w[v], x, sum[j][v]);
+        }
+    }
+    NIB_UNROLL for (size_t j = 0; j < n; j++) NIB_UNROLL for (size_t v = 0; v < NIB_SUB_VECTORS; v++) {
+        float *to = c + j * c_stride + 16 * v;
+        vf_store(to, first ? sum[j][v] : vf_add(vf_load(to), sum[j][v]));
+    }
+}
+
+/* c[column][row] += sum over k of a(k, column) * b[k][row], n_columns (a constant) and 32 rows; a(k, column) at
  * a[k * a_step + column * a_column]. The sum over k is complete before it is added to c, which is overwritten if first. */
+NIB_INLINE void tile_f32_columns(size_t n_columns, const float *a, size_t a_step, size_t a_column, const float *b,
+                                 size_t b_stride, size_t n_k, float *c, size_t c_stride, bool first) {
+    const size_t whole = n_columns / NIB_SUB_COLUMNS * NIB_SUB_COLUMNS, rest = n_columns - whole;
+    for (size_t row = 0; row < 2; row += NIB_SUB_VECTORS) {
+        for (size_t j = 0; j < whole; j += NIB_SUB_COLUMNS)
+            tile_f32_part(NIB_SUB_COLUMNS, a + j * a_column, a_step, a_column, b + 16 * row, b_stride, n_k,
+                          c + j * c_stride + 16 * row, c_stride, first);
+        if (rest)
+            tile_f32_part(rest, a + whole * a_column, a_step, a_column, b + 16 * row, b_stride, n_k,
+                          c + whole * c_stride + 16 * row, c_stride, first);
+    }
+}
+
 NIB_INLINE void tile_f32(const float *a, size_t a_step, size_t a_column, const float *b, size_t b_stride, size_t n_k,
                          float *c, size_t c_stride, bool first) {
-    for (int row = 0; row < 2; row += NIB_SUB_VECTORS)
-        for (int column = 0; column < 6; column += NIB_SUB_COLUMNS) {
-            vf sum[NIB_SUB_COLUMNS][NIB_SUB_VECTORS];
-            NIB_UNROLL for (int j = 0; j < NIB_SUB_COLUMNS; j++) NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++)
-                sum[j][v] = vf_zero();
-            const float *left = a + (size_t)column * a_column, *right = b + 16 * row;
-            for (size_t k = 0; k < n_k; k++, left += a_step, right += b_stride) {
-                vf w[NIB_SUB_VECTORS];
-                NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++) w[v] = vf_load(right + 16 * v);
-                NIB_UNROLL for (int j = 0; j < NIB_SUB_COLUMNS; j++) {
-                    const vf x = vf_splat(left[(size_t)j * a_column]);
-                    NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++) sum[j][v] = vf_fma(w[v], x, sum[j][v]);
-                }
-            }
-            NIB_UNROLL for (int j = 0; j < NIB_SUB_COLUMNS; j++) NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++) {
-                float *to = c + (size_t)(column + j) * c_stride + 16 * (row + v);
-                vf_store(to, first ? sum[j][v] : vf_add(vf_load(to), sum[j][v]));
-            }
-        }
+    tile_f32_columns(6, a, a_step, a_column, b, b_stride, n_k, c, c_stride, first);
 }
 
 #endif

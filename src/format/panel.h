@@ -1,0 +1,72 @@
+/* Sixteen rows at once, for `turn`: lane r of every vector belongs to row r. A block's bytes are read as words of 32 bits,
+ * so what cuts codes and scales apart works on four bytes of sixteen rows in one operation. */
+#ifndef NIB_FORMAT_PANEL_H
+#define NIB_FORMAT_PANEL_H
+
+#include "cpu/vec.h"
+#include "format/block.h"
+
+#define PANEL_UNROLL _Pragma("GCC unroll 16")
+
+/* Every byte of every lane, shifted right and masked. */
+static inline vi cut_bytes(vi word, int shift, uint8_t mask) {
+    return vi_and(vi_shr(word, shift), vi_splat((int32_t)(mask * 0x01010101u)));
+}
+
+/* The byte-th byte of a row of words as a number. */
+static inline vi byte_at(const vi *word, unsigned byte) {
+    return vi_and(vi_shr(word[byte / 4], (int)(byte % 4 * 8)), vi_splat(255));
+}
+static inline vf half_at(const vi *word, unsigned byte) { /* does not straddle words */
+    return vf_from_low_f16(vi_shr(word[byte / 4], (int)(byte % 4 * 8)));
+}
+/* Four bytes from any byte on. */
+static inline vi word_at(const vi *word, unsigned byte) {
+    const int shift = (int)(byte % 4 * 8);
+    if (!shift) return word[byte / 4];
+    return vi_or(vi_shr(word[byte / 4], shift), vi_shl(word[byte / 4 + 1], 32 - shift));
+}
+
+/* n_words (a multiple of 4) words of every row. */
+static inline void read_words(vi *word, const void *src, size_t stride, unsigned n_words) {
+    PANEL_UNROLL for (unsigned i = 0; i < n_words; i += 4) vi_turn(word + i, (const uint8_t *)src + 4 * i, stride);
+}
+
+/* Columns 4 k .. 4 k + 3. */
+static inline void put_codes(nib_panel *out, unsigned k, vi codes) {
+    vi_store(out->code[k], codes);
+}
+
+/* Sixteen bytes of nibbles (from `byte` on) -> 32 codes: low halves are columns first .., high halves first + 16 ... */
+static inline void put_nibbles_32(nib_panel *out, unsigned first, const vi *word, unsigned byte) {
+    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+        const vi both = word_at(word, byte + 4 * j);
+        put_codes(out, first / 4 + j, cut_bytes(both, 0, 15));
+        put_codes(out, first / 4 + 4 + j, cut_bytes(both, 4, 15));
+    }
+}
+/* The same through a table of 16 bytes. */
+static inline void put_looked_up_32(nib_panel *out, unsigned first, const vi *word, unsigned byte, const void *table) {
+    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+        const vi both = word_at(word, byte + 4 * j);
+        put_codes(out, first / 4 + j, vi_look_up(table, cut_bytes(both, 0, 15)));
+        put_codes(out, first / 4 + 4 + j, vi_look_up(table, cut_bytes(both, 4, 15)));
+    }
+}
+/* The same with fifth bits: bit i of `high` belongs to code i. */
+static inline void put_five_bits_32(nib_panel *out, unsigned first, const vi *word, unsigned byte, vi high) {
+    PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
+        const vi both = word_at(word, byte + 4 * (j % 4));
+        const vi four = vi_and(vi_shr(high, (int)(4 * j)), vi_splat(15));
+        const vi fifth = vi_shl(vi_and(vi_mul(four, vi_splat(0x00204081)), vi_splat(0x01010101)), 4);
+        put_codes(out, first / 4 + j, vi_or(cut_bytes(both, j < 4 ? 0 : 4, 15), fifth));
+    }
+}
+
+/* Minimums of two groups, bytes 2 i and 2 i + 1 of the words. */
+static inline void put_minimums(nib_panel *out, unsigned i, const vi *word) {
+    const vi two = vi_shr(word[i / 2], (int)(i % 2 * 16));
+    vi_store(out->min[i], vi_or(vi_and(two, vi_splat(0xff)), vi_shl(vi_and(two, vi_splat(0xff00)), 8)));
+}
+
+#endif

@@ -6,6 +6,7 @@
  *         f16  | the point of        | sign of weight       | of byte k/4: bits    | scale[2b]
  *              | weights 8 k ..      | 8 k + i              | 8-9 of point k       |  82 bytes, 2.5625 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
 
 enum { BLOCK = 256, SUB = 16, N_SCALES = BLOCK / SUB };
@@ -92,12 +93,35 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* 43 and magnitudes 8, 25, 43 */
+enum { OFFSET = 43, CODES = 87 };
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const int8_t *value = nib_codebooks[NIB_CODEBOOK_PAIRS_1024].value;
+    uint16_t point[BLOCK / 8];
+    const vi high = _mm512_set1_epi64((long long)nib_load_u64(in->high));
+    vi_store(point, indices_of(in->low, high,
+                               _mm512_set_epi64(0x3e003c003a003800, 0x3600340032003000, 0x2e002c002a002800,
+                                                0x2600240022002000, 0x1e001c001a001800, 0x1600140012001000,
+                                                0x0e000c000a000800, 0x0600040002000000),
+                               3));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        with_sign(points_at(value, point + 8 * p), nib_load_u64(in->sign + 8 * p), OFFSET);
+    w->scale = w->min = scales_of_nibbles(in->scale);
+    w->d = load_half(in->d) * 0.125f;
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_1024, SUB, CODES - 1)
+#else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t value[BLOCK];
     read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_1024));
     offset_codes(out, value, N_SCALES);
 }
+#endif
 
 NIB_FORMATS(iq2_s,
             {.facts = {.name = "iq2_s",
@@ -114,4 +138,5 @@ NIB_FORMATS(iq2_s,
              .encode = encode,
              .decode = decode,
              .check = check,
-             .unpack = unpack});
+             .unpack = unpack,
+             .dot = NIB_BOOK_DOT_OF(dot)});

@@ -6,6 +6,7 @@
  *         high : low nibble     | byte l, bits 2j:   |                | f16   | f16
  *                               | code 32 j + l      |                        84 bytes, 2.625 bits per weight
  */
+#include "format/dot.h"
 #include "format/search.h"
 
 enum { BLOCK = 256, N_SUB = 16, SUB = 16 };
@@ -115,6 +116,19 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_scales(out->scale, out->min, in);
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    words_16 bytes;
+    memcpy(&bytes, in->scale_min, sizeof bytes);
+    w->d = load_half(in->d);
+    w->d_min = load_half(in->d_min);
+    w->scale = vs_of_bytes(bytes & EACH_BYTE(15), 0);
+    w->min = vs_of_bytes((bytes >> 4) & EACH_BYTE(15), 0);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_and(vi_down(vi_twice_32(in->q + p / 2 * 32), p % 2 * 4, p % 2 * 4 + 2), vi_of_byte(3));
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB, 3)
+
 NIB_FORMATS(q2_k,
             {.facts = {.name = "q2_k",
                        .gguf_name = "q2_K",
@@ -130,4 +144,5 @@ NIB_FORMATS(q2_k,
              .encode = encode,
              .decode = decode,
              .check = check,
-             .unpack = unpack});
+             .unpack = unpack,
+             .dot = NIB_DOT(dot)});

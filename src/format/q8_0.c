@@ -5,6 +5,7 @@
  *         f16  | int8 each
  */
 #include "format/block.h"
+#include "format/dot.h"
 
 enum { BLOCK = 32 };
 
@@ -60,6 +61,16 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+/* Eight blocks. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    w->scale = vf_of_halves(in->d, sizeof *in, 1);
+    w->min = vf_mul(w->scale, vf_splat(128));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_xor(vi_join_32(in[2 * p].q, in[2 * p + 1].q), vi_of_byte(0x80));
+}
+NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 255)
+
 NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                              .gguf_name = "q8_0",
                              .gguf_type = 8,
@@ -74,4 +85,5 @@ NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .dot = NIB_DOT(dot)});

@@ -86,6 +86,10 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         nib_int_row *out = (nib_int_row *)row + k / K;
         load_block(NIB_ACT_F32, x, k, n_cols, block);
         quantize_block(route, block, out);
+        for (size_t i = 0; i < K / 16; i++) {
+            out->whole16[i] = (int16_t)out->sum16[i];
+            out->whole32[i] = i < K / 32 ? 0 : (int16_t)out->sum32[i - K / 32];
+        }
         for (size_t i = 0; i < K / 16; i++) out->sum16[i] *= out->scale[i / 2];
         for (size_t i = 0; i < K / 32; i++) out->sum32[i] *= out->scale[i];
     }

@@ -311,7 +311,7 @@ static void check_products(nib_pool *pool, nib_path path, const matrix *matrices
 }
 
 static void check_formats(void) {
-    static const uint32_t tokens[] = {1, 2, 5, 6, 13};
+    static const uint32_t tokens[] = {1, 2, 3, 4, 5, 6, 13};
     for (unsigned i = 0; nib_format_at(i); i++) {
         const nib_format *format = nib_format_at(i);
         const nib_format_facts *facts = nib_format_facts_of(format);
@@ -319,7 +319,7 @@ static void check_formats(void) {
         const uint32_t odd = facts->block == 1 ? 173 : facts->block * (facts->block < 128 ? 5 : 3);
         matrix wide = matrix_new(format, odd, 37),
                short_one = matrix_new(format, facts->block > 64 ? facts->block : 64, 1);
-        for (size_t t = 0; t < 5; t++) {
+        for (size_t t = 0; t < 7; t++) {
             check_products(NULL, NIB_PATH_DEPLOYED, &wide, 1, tokens[t]);
             check_products(NULL, NIB_PATH_DEPLOYED, &short_one, 1, tokens[t]);
         }

@@ -64,16 +64,10 @@ DOT_INLINE vi points_of_8(const int8_t *value, unsigned a, unsigned b, unsigned 
     const __m128i ef = load_two(v + 8 * e, v + 8 * f), gh = load_two(v + 8 * g, v + 8 * h);
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(cd, ab)), _mm256_set_m128i(gh, ef), 1);
 }
-DOT_INLINE vi points_at(const int8_t *value, const uint16_t *p) {
-    return points_of_8(value, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]);
-}
-
-/* 32 indices: eight low bits each, and above them those bits of the lane's qword that begin where the odd bytes of `at`
- * say. */
-DOT_INLINE vi indices_of(const uint8_t low[32], vi high, vi at, int mask) {
-    const vi bits = _mm512_multishift_epi64_epi8(at, high);
-    return vi_and_or(bits, _mm512_set1_epi16((short)(mask << 8)),
-                     _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)low)));
+/* An index: eight low bits, and above them the bits from `first` on that mask leaves. (By way of vectors and memory this
+ * would be slower: loads of a few bytes wait until a wide store is through.) */
+DOT_INLINE unsigned index_of(uint8_t low, uint64_t bits, unsigned first, unsigned mask) {
+    return low | ((unsigned)(first < 8 ? bits << (8 - first) : bits >> (first - 8)) & mask << 8);
 }
 
 /* offset + value, or offset - value where sign has a bit. */

@@ -450,6 +450,42 @@ DOT_INLINE void dot_rows_groups(const nib_format *format, const nib_dot_task *ta
     }
 }
 
+typedef vf dot_read_floats(const void *src);
+
+/* Rows of floats, 16 of which are `bytes`; the rest of a row is decoded to memory. */
+DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *task, size_t n_tokens,
+                                dot_read_floats *read, size_t bytes) {
+    enum { CHAINS = 4 };
+    const size_t stride = (task->n_cols + (size_t)NIB_PANEL_K - 1) / NIB_PANEL_K * NIB_PANEL_K;
+    const size_t step = (size_t)CHAINS * NIB_LANES, n_whole = task->n_cols / step * step;
+    for (size_t r = 0; r < task->n_rows; r++) {
+        const char *at = (const char *)task->weights + r * task->row_bytes;
+        const float *x = task->packed;
+        vf total[NIB_DOT_TOKENS], chain[CHAINS - 1][NIB_DOT_TOKENS];
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = chain[0][t] = chain[1][t] = chain[2][t] = vf_zero();
+        for (size_t k = 0; k < n_whole; k += step, at += CHAINS * bytes, x += step) {
+            dot_fetch(at, CHAINS * bytes);
+            const vf w[CHAINS] = {read(at), read(at + bytes), read(at + 2 * bytes), read(at + 3 * bytes)};
+            DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
+                total[t] = vf_fma(w[0], vf_load(x + t * stride), total[t]);
+                chain[0][t] = vf_fma(w[1], vf_load(x + t * stride + 16), chain[0][t]);
+                chain[1][t] = vf_fma(w[2], vf_load(x + t * stride + 32), chain[1][t]);
+                chain[2][t] = vf_fma(w[3], vf_load(x + t * stride + 48), chain[2][t]);
+            }
+        }
+        if (n_whole < task->n_cols) {
+            float rest[CHAINS * NIB_LANES] = {0};
+            format->decode(format, rest, at, task->n_cols - n_whole);
+            for (size_t i = 0; i < step; i += NIB_LANES)
+                DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] =
+                    vf_fma(vf_load(rest + i), vf_load(x + t * stride + i), total[t]);
+        }
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] =
+            vf_add(vf_add(total[t], chain[0][t]), vf_add(chain[1][t], chain[2][t]));
+        dot_store(task, r, n_tokens, total);
+    }
+}
+
 /* The call with n a constant: the task's number of tokens. */
 #define NIB_DOT_EACH(task, n, call) \
     switch ((task)->n_tokens) {     \
@@ -485,6 +521,7 @@ DOT_INLINE void dot_rows_groups(const nib_format *format, const nib_dot_task *ta
 #if defined(NIB_NO_DOT)
 #define NIB_DOT_WHOLE(...)
 #define NIB_DOT_GROUPS(...)
+#define NIB_DOT_FLOATS(...)
 #define NIB_DOT(name) NULL
 #else
 #define NIB_DOT(name) name
@@ -498,6 +535,10 @@ DOT_INLINE void dot_rows_groups(const nib_format *format, const nib_dot_task *ta
         NIB_DOT_EACH(task, n, dot_rows_groups(format, task, n, read, bytes, group, most)) \
     }
 
+#define NIB_DOT_FLOATS(name, read, bytes)                                    \
+    static void name(const nib_format *format, const nib_dot_task *task) {   \
+        NIB_DOT_EACH(task, n, dot_rows_floats(format, task, n, read, bytes)) \
+    }
 #endif
 
 #endif

@@ -221,15 +221,17 @@ enum { OFFSET = 9, CODES = 19 };
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     const int8_t *value = nib_codebooks[NIB_CODEBOOK_TERNARY_2048].value;
-    uint16_t point[BLOCK / 8];
-    const __m128i high = _mm_loadu_si128((const void *)in->high);
-    const vi four = _mm512_cvtepu16_epi64(high), at = _mm512_set1_epi64(0x0c00080004000000);
-    vi_store(point, indices_of(in->low, four, at, 7));
     const uint64_t down = _pext_u64(nib_load_u64(in->high), EACH_BYTE(0x88)) |
                           _pext_u64(nib_load_u64(in->high + 8), EACH_BYTE(0x88)) << 16;
     const uint64_t up = ~down;
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi level = _mm512_add_epi8(points_at(value, point + 8 * p), vi_of_byte(1));
+        const uint8_t *low = in->low + 8 * p;
+        const uint64_t high = nib_load_u32(in->high + 4 * p);
+        const vi point =
+            points_of_8(value, index_of(low[0], high, 0, 7), index_of(low[1], high, 4, 7), index_of(low[2], high, 8, 7),
+                        index_of(low[3], high, 12, 7), index_of(low[4], high, 16, 7), index_of(low[5], high, 20, 7),
+                        index_of(low[6], high, 24, 7), index_of(low[7], high, 28, 7));
+        const vi level = _mm512_add_epi8(point, vi_of_byte(1));
         const uint64_t which = _pdep_u64(up >> 8 * p, EACH_BYTE(1)) * 255;
         const vi code = _mm512_slli_epi16(level, 3);
         w->code[p] = _mm512_mask_add_epi8(code, which, code, vi_of_byte(2));

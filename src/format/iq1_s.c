@@ -164,13 +164,15 @@ enum { OFFSET = 9, CODES = 19 };
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     const int8_t *value = nib_codebooks[NIB_CODEBOOK_TERNARY_2048].value;
-    uint16_t point[BLOCK / 8];
     const __m128i high = _mm_loadu_si128((const void *)in->high);
-    const vi four = _mm512_cvtepu16_epi64(high), at = _mm512_set1_epi64(0x0900060003000000);
-    vi_store(point, indices_of(in->low, four, at, 7));
     const uint64_t up = _pdep_u64(~(unsigned)_mm_movepi16_mask(high) & 255, 0x11111111u) * 15;
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi level = _mm512_add_epi8(points_at(value, point + 8 * p), vi_of_byte(1));
+        const uint8_t *low = in->low + 8 * p;
+        const unsigned a = nib_load_u16(in->high[2 * p]), b = nib_load_u16(in->high[2 * p + 1]);
+        const vi point = points_of_8(value, index_of(low[0], a, 0, 7), index_of(low[1], a, 3, 7),
+                                     index_of(low[2], a, 6, 7), index_of(low[3], a, 9, 7), index_of(low[4], b, 0, 7),
+                                     index_of(low[5], b, 3, 7), index_of(low[6], b, 6, 7), index_of(low[7], b, 9, 7));
+        const vi level = _mm512_add_epi8(point, vi_of_byte(1));
         const uint64_t which = _pdep_u64(up >> 8 * p, EACH_BYTE(1)) * 255;
         const vi code = _mm512_slli_epi16(level, 3);
         w->code[p] = _mm512_mask_add_epi8(code, which, code, vi_of_byte(2));

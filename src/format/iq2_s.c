@@ -100,15 +100,16 @@ enum { OFFSET = 43, CODES = 87 };
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     const int8_t *value = nib_codebooks[NIB_CODEBOOK_PAIRS_1024].value;
-    uint16_t point[BLOCK / 8];
-    const vi high = _mm512_set1_epi64((long long)nib_load_u64(in->high));
-    vi_store(point, indices_of(in->low, high,
-                               _mm512_set_epi64(0x3e003c003a003800, 0x3600340032003000, 0x2e002c002a002800,
-                                                0x2600240022002000, 0x1e001c001a001800, 0x1600140012001000,
-                                                0x0e000c000a000800, 0x0600040002000000),
-                               3));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        with_sign(points_at(value, point + 8 * p), nib_load_u64(in->sign + 8 * p), OFFSET);
+    const uint64_t high = nib_load_u64(in->high);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint8_t *low = in->low + 8 * p;
+        const unsigned first = 16 * (unsigned)p;
+        const vi magnitude = points_of_8(value, index_of(low[0], high, first, 3), index_of(low[1], high, first + 2, 3),
+                                         index_of(low[2], high, first + 4, 3), index_of(low[3], high, first + 6, 3),
+                                         index_of(low[4], high, first + 8, 3), index_of(low[5], high, first + 10, 3),
+                                         index_of(low[6], high, first + 12, 3), index_of(low[7], high, first + 14, 3));
+        w->code[p] = with_sign(magnitude, nib_load_u64(in->sign + 8 * p), OFFSET);
+    }
     w->scale = w->min = scales_of_nibbles(in->scale);
     w->d = load_half(in->d) * 0.125f;
     w->d_min = OFFSET * w->d;

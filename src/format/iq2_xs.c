@@ -103,12 +103,16 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     const int8_t *value = nib_codebooks[NIB_CODEBOOK_PAIRS_512].value;
     const vi words = vi_load(in->points);
-    uint16_t point[BLOCK / 8];
-    uint64_t sign[DOT_PARTS];
-    vi_store(point, vi_and(words, _mm512_set1_epi16(511)));
+    _Alignas(64) uint64_t sign[DOT_PARTS];
     signs_of_sevens(sign, _mm512_cvtepi16_epi8(_mm512_srli_epi16(words, 9)));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        with_sign(points_at(value, point + 8 * p), sign[p], OFFSET);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint8_t(*at)[2] = in->points + 8 * p;
+        const vi magnitude =
+            points_of_8(value, nib_load_u16(at[0]) & 511, nib_load_u16(at[1]) & 511, nib_load_u16(at[2]) & 511,
+                        nib_load_u16(at[3]) & 511, nib_load_u16(at[4]) & 511, nib_load_u16(at[5]) & 511,
+                        nib_load_u16(at[6]) & 511, nib_load_u16(at[7]) & 511);
+        w->code[p] = with_sign(magnitude, sign[p], OFFSET);
+    }
     w->scale = w->min = scales_of_nibbles(in->scale);
     w->d = load_half(in->d) * 0.125f;
     w->d_min = OFFSET * w->d;

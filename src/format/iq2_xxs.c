@@ -111,7 +111,7 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     const int8_t *value = nib_codebooks[NIB_CODEBOOK_PAIRS_256].value;
     const vi words = vi_load(in->words);
-    uint64_t sign[DOT_PARTS];
+    _Alignas(64) uint64_t sign[DOT_PARTS];
     const vi sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e2720), words);
     signs_of_sevens(sign, _mm512_cvtepi64_epi32(sevens));
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {

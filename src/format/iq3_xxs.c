@@ -111,7 +111,7 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const uint8_t *plane = nib_codebooks[NIB_CODEBOOK_TRIPLES_256].plane;
     const vi point = vi_load(in->point);
     const __m256i word = _mm256_loadu_si256((const void *)in->signs);
-    uint64_t sign[DOT_PARTS];
+    _Alignas(64) uint64_t sign[DOT_PARTS];
     signs_of_sevens(sign, _mm256_multishift_epi64_epi8(_mm256_set1_epi64x(0x352e2720150e0700), word));
     spread_points(w->code, look_up_256(plane, point), look_up_256(plane + 256, point), ABOVE);
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] = put_sign(w->code[p], sign[p], OFFSET);

@@ -93,9 +93,9 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 /* Eight blocks. 2^(e - 128) is the product of two powers of two that are no subnormal numbers. */
 DOT_INLINE void read_256(dot_groups *w, const void *src) {
     const block *in = src;
-    uint64_t exponents = 0;
-    DOT_UNROLL for (int i = 0; i < 8; i++) exponents |= (uint64_t)in[i].e << 8 * i;
-    const vi e = vi_of_bytes(exponents, 0), half = vi_sar(e, 1), bias = vi_splat(127 - 64);
+    const uint64_t low = in[0].e | (uint64_t)in[1].e << 8 | (uint64_t)in[2].e << 16 | (uint64_t)in[3].e << 24;
+    const uint64_t high = in[4].e | (uint64_t)in[5].e << 8 | (uint64_t)in[6].e << 16 | (uint64_t)in[7].e << 24;
+    const vi e = vi_of_bytes(low | high << 32, 0), half = vi_sar(e, 1), bias = vi_splat(127 - 64);
     w->scale = vf_mul(vf_bits(vi_shl(vi_add(half, bias), 23)), vf_bits(vi_shl(vi_add(vi_sub(e, half), bias), 23)));
     w->min = vf_mul(w->scale, vf_splat(E2M1_OFFSET));
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {

@@ -3,6 +3,7 @@
  *   15 | 14..7    | 6..0
  *   s  | exponent | mantissa */
 #include "format/block.h"
+#include "format/dot.h"
 
 _Static_assert(sizeof(uint16_t) == 2, "bf16 is 2 bytes");
 
@@ -35,6 +36,11 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return bad ? NIB_VERDICT_NOT_FINITE : NIB_VERDICT_OK;
 }
 
+DOT_INLINE vf read_16(const void *src) {
+    return vf_from_bf16(src);
+}
+NIB_DOT_FLOATS(dot, read_16, 32)
+
 NIB_FORMATS(
     bf16, {.facts = {.name = "bf16",
                      .gguf_name = "bf16",
@@ -48,4 +54,5 @@ NIB_FORMATS(
            .activation = NIB_ACT_BF16,
            .encode = encode,
            .decode = decode,
+           .dot = NIB_DOT(dot),
            .check = check});

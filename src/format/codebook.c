@@ -35,6 +35,7 @@ static const int8_t MAGNITUDE_3[8] = {4, 12, 20, 28, 36, 44, 52, 62}, ODD[8] = {
 #define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries) \
     static uint8_t level_##name[(n_points) * (group)];                             \
     static int8_t value_##name[(n_points) * (group)];                              \
+    static _Alignas(64) uint8_t plane_##name[2 * (n_points)];                      \
     static int32_t at_##name[n_spots];                                             \
     static uint16_t neighbours_##name[(n_entries) + NIB_CODEBOOK_SLACK];
 CODEBOOKS
@@ -47,22 +48,24 @@ typedef struct recipe {
     unsigned n_points, group, n_levels, n_spots, n_distances, n_entries;
     uint8_t *level;
     int8_t *value;
+    uint8_t *plane;
     int32_t *at;
     uint16_t *neighbours;
 } recipe;
 
 static const recipe recipes[NIB_CODEBOOK_N] = {
-#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries)                       \
-    [NIB_CODEBOOK_##name] = {name,        VALUES_##name, n_points,     group,        n_levels,  n_spots, \
-                             n_distances, n_entries,     level_##name, value_##name, at_##name, neighbours_##name},
+#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries)                      \
+    [NIB_CODEBOOK_##name] = {name,         VALUES_##name, n_points,         group,        n_levels,     \
+                             n_spots,      n_distances,   n_entries,        level_##name, value_##name, \
+                             plane_##name, at_##name,     neighbours_##name},
     CODEBOOKS
 #undef CODEBOOK
 };
 
-static const nib_codebook books[NIB_CODEBOOK_N] = {
-#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries)               \
-    [NIB_CODEBOOK_##name] = {n_points,     group,     n_levels,          name,     level_##name, \
-                             value_##name, at_##name, neighbours_##name, n_entries},
+const nib_codebook nib_codebooks[NIB_CODEBOOK_N] = {
+#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries)                             \
+    [NIB_CODEBOOK_##name] = {n_points,     group,     n_levels,          name,     level_##name, value_##name, \
+                             plane_##name, at_##name, neighbours_##name, n_entries},
     CODEBOOKS
 #undef CODEBOOK
 };
@@ -76,6 +79,8 @@ static void expand(const recipe *how) {
             const unsigned level = how->packed[p] >> bits * i & mask;
             how->level[p * how->group + i] = (uint8_t)level;
             how->value[p * how->group + i] = how->values[level];
+            const unsigned half = how->group / 2;
+            how->plane[i / half * how->n_points + p] |= (uint8_t)(level << 8 / half * (i % half));
         }
     }
 }
@@ -162,11 +167,11 @@ static struct once {
 
 const nib_codebook *nib_codebook_to_decode(nib_codebook_id id) {
     pthread_once(&onces[id].expanded, onces[id].expand);
-    return &books[id];
+    return &nib_codebooks[id];
 }
 
 const nib_codebook *nib_codebook_to_encode(nib_codebook_id id) {
     pthread_once(&onces[id].expanded, onces[id].expand);
     pthread_once(&onces[id].searchable, onces[id].find);
-    return &books[id];
+    return &nib_codebooks[id];
 }

@@ -33,13 +33,16 @@ typedef struct nib_codebook {
     const uint16_t *packed;             /* (n_points) the levels, level i in bits 2i, 2i + 1 or 3i .. 3i + 2 */
     const uint8_t *level;               /* (n_points, group) 0 .. n_levels - 1 */
     const int8_t *value;                /* (n_points, group) what decoders multiply with the scale */
-    const int32_t *at;                  /* (spots) the point there, or -1 - p: its neighbours begin at neighbours[p] */
+    const uint8_t *plane;       /* (2, n_points) levels, each half of a point in one byte, the first one lowest */
+    const int32_t *at;          /* (spots) the point there, or -1 - p: its neighbours begin at neighbours[p] */
     const uint16_t *neighbours; /* lists: how many, then the packed points by distance, equally far ones by index */
     unsigned n_entries;         /* of neighbours */
 } nib_codebook;
 
 /* For decoding: at and neighbours must not be used. Thread-safe, never fails. */
 const nib_codebook *nib_codebook_to_decode(nib_codebook_id id);
+/* The same without the check, for inner loops. */
+extern const nib_codebook nib_codebooks[NIB_CODEBOOK_N];
 /* For encoding: everything is there. The first call takes some ten milliseconds. Thread-safe, never fails. */
 const nib_codebook *nib_codebook_to_encode(nib_codebook_id id);
 

@@ -5,6 +5,7 @@
  *
  * Levels whose processors convert by themselves use that; the plain loops give the same bits for all numbers. */
 #include "format/block.h"
+#include "format/dot.h"
 
 _Static_assert(sizeof(uint16_t) == 2, "f16 is 2 bytes");
 
@@ -53,6 +54,11 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     }
 }
 
+DOT_INLINE vf read_16(const void *src) {
+    return vf_from_f16(src);
+}
+NIB_DOT_FLOATS(dot, read_16, 32)
+
 NIB_FORMATS(f16, {.facts = {.name = "f16",
                             .gguf_name = "f16",
                             .gguf_type = 1,
@@ -65,4 +71,5 @@ NIB_FORMATS(f16, {.facts = {.name = "f16",
                   .activation = NIB_ACT_F16,
                   .encode = encode,
                   .decode = decode,
+                  .dot = NIB_DOT(dot),
                   .check = check});

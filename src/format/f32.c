@@ -3,6 +3,7 @@
  *   31 | 30..23   | 22..0
  *   s  | exponent | mantissa */
 #include "format/block.h"
+#include "format/dot.h"
 
 _Static_assert(sizeof(float) == 4, "f32 is 4 bytes");
 
@@ -27,6 +28,11 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return bad ? NIB_VERDICT_NOT_FINITE : NIB_VERDICT_OK;
 }
 
+DOT_INLINE vf read_16(const void *src) {
+    return vf_load(src);
+}
+NIB_DOT_FLOATS(dot, read_16, 64)
+
 NIB_FORMATS(f32, {.facts = {.name = "f32",
                             .gguf_name = "f32",
                             .gguf_type = 0,
@@ -39,4 +45,5 @@ NIB_FORMATS(f32, {.facts = {.name = "f32",
                   .activation = NIB_ACT_F32,
                   .encode = encode,
                   .decode = decode,
+                  .dot = NIB_DOT(dot),
                   .check = check});

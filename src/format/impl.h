@@ -46,6 +46,29 @@ typedef struct nib_panel {
     float minus_d_min[16];
 } nib_panel;
 
+enum { NIB_DOT_TOKENS = 5 }; /* up to here products go row by row */
+
+/* 256 activations of one token as integers, in natural order, rounded as NIB_ACT_Q8_32 or NIB_ACT_Q8_256 says. */
+typedef struct nib_int_row {
+    _Alignas(64) int8_t code[NIB_PANEL_K];
+    float scale[NIB_PANEL_K / 16];                          /* per 32; the upper half is zero */
+    float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16]; /* sums of codes times scale per 16 and per 32 */
+    int16_t whole16[NIB_PANEL_K / 16],
+        whole32[NIB_PANEL_K / 16]; /* sums of codes; whole32 has its 8 in the upper half */
+} nib_int_row;
+
+/* Some rows of weights times at most NIB_DOT_TOKENS tokens. */
+typedef struct nib_dot_task {
+    const void *weights;
+    size_t row_bytes;
+    uint32_t n_cols, n_rows, n_tokens;
+    const void
+        *packed;       /* token after token: nib_int_row[blocks of 256], or floats padded with zeros to blocks of 256 */
+    const float *bias; /* (n_rows) or NULL */
+    float *out;        /* token t, row r at out[t * out_stride + r] */
+    size_t out_stride;
+} nib_dot_task;
+
 struct nib_format {
     nib_format_facts facts;
     nib_activation activation;
@@ -66,6 +89,9 @@ struct nib_format {
     /* Optional where there is unpack, which serves instead: 256 weights of 16 rows, stride bytes apart, for products with
      * many columns. */
     void (*turn)(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride);
+    /* Optional: products straight from the stored bytes (dot.h), faster than by way of unpack or decode. Activations are
+     * nib_int_row for NIB_CLASS_SCALED, which has unpack too, and floats for NIB_CLASS_FLOAT. */
+    void (*dot)(const nib_format *format, const nib_dot_task *task);
 };
 
 typedef struct nib_format_set {

@@ -7,6 +7,7 @@
  *         weights 8 k ..     | bit 3: shift[k] is -1, else 1   |                    | d, an f16
  *                                                                               56 bytes, 1.75 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/iq1.h"
 
 enum { BLOCK = IQ1_BLOCK, SUB = 16, N_SUB = BLOCK / SUB, N_POINTS = BLOCK / IQ1_POINT, N_WAYS = 4 };
@@ -180,6 +181,39 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* Eighths: 9 and 8 * level + 1 or - 1. */
+enum { OFFSET = 9, CODES = 19 };
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const int8_t *value = nib_codebooks[NIB_CODEBOOK_TERNARY_2048].value;
+    const uint64_t down = _pext_u64(nib_load_u64(in->high), EACH_BYTE(0x88)) |
+                          _pext_u64(nib_load_u64(in->high + 8), EACH_BYTE(0x88)) << 16;
+    const uint64_t up = ~down;
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint8_t *low = in->low + 8 * p;
+        const uint64_t high = nib_load_u32(in->high + 4 * p);
+        const vi point =
+            points_of_8(value, index_of(low[0], high, 0, 7), index_of(low[1], high, 4, 7), index_of(low[2], high, 8, 7),
+                        index_of(low[3], high, 12, 7), index_of(low[4], high, 16, 7), index_of(low[5], high, 20, 7),
+                        index_of(low[6], high, 24, 7), index_of(low[7], high, 28, 7));
+        const vi level = _mm512_add_epi8(point, vi_of_byte(1));
+        const uint64_t which = _pdep_u64(up >> 8 * p, EACH_BYTE(1)) * 255;
+        const vi code = _mm512_slli_epi16(level, 3);
+        w->code[p] = _mm512_mask_add_epi8(code, which, code, vi_of_byte(2));
+    }
+    uint8_t half[2];
+    read_scale_of_block(half, in);
+    const uint64_t scales = nib_load_u64((const uint8_t *)in->scales), ones = EACH_BYTE(1);
+    const __m128i codes = _mm_multishift_epi64_epi8(_mm_set_epi64x(0x3936333029262320, 0x1916131009060300),
+                                                    _mm_set1_epi64x((long long)scales));
+    w->scale = w->min = vs_of_bytes((((words_16)codes & (7 * ones)) << 1) | ones, 0);
+    w->d = load_half(half) * 0.125f;
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, SUB, CODES - 1)
+#else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t eighths[BLOCK];
@@ -187,6 +221,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_block(eighths, scale, src, nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048));
     iq1_unpack_block(out, eighths, scale, N_SUB);
 }
+#endif
 
 NIB_FORMATS(iq1_m, {.facts = {.name = "iq1_m",
                               .gguf_name = "iq1_m",
@@ -202,4 +237,5 @@ NIB_FORMATS(iq1_m, {.facts = {.name = "iq1_m",
                     .encode = encode,
                     .decode = decode,
                     .check = check,
-                    .unpack = unpack});
+                    .unpack = unpack,
+                    .dot = NIB_BOOK_DOT_OF(dot)});

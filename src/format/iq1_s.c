@@ -6,6 +6,7 @@
  *         f16  | 0-7 of the point of  | bits 8-10 of that    | scale[b]  | else 1
  *              | weights 32 b + 8 l.. | point                |        50 bytes, 1.5625 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/iq1.h"
 
 enum { BLOCK = IQ1_BLOCK, SUB = 32, N_SUB = BLOCK / SUB, N_POINTS = SUB / IQ1_POINT };
@@ -141,6 +142,33 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* Eighths: 9 and 8 * level + 1 or - 1. */
+enum { OFFSET = 9, CODES = 19 };
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const int8_t *value = nib_codebooks[NIB_CODEBOOK_TERNARY_2048].value;
+    const __m128i high = _mm_loadu_si128((const void *)in->high);
+    const uint64_t up = _pdep_u64(~(unsigned)_mm_movepi16_mask(high) & 255, 0x11111111u) * 15;
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint8_t *low = in->low + 8 * p;
+        const unsigned a = nib_load_u16(in->high[2 * p]), b = nib_load_u16(in->high[2 * p + 1]);
+        const vi point = points_of_8(value, index_of(low[0], a, 0, 7), index_of(low[1], a, 3, 7),
+                                     index_of(low[2], a, 6, 7), index_of(low[3], a, 9, 7), index_of(low[4], b, 0, 7),
+                                     index_of(low[5], b, 3, 7), index_of(low[6], b, 6, 7), index_of(low[7], b, 9, 7));
+        const vi level = _mm512_add_epi8(point, vi_of_byte(1));
+        const uint64_t which = _pdep_u64(up >> 8 * p, EACH_BYTE(1)) * 255;
+        const vi code = _mm512_slli_epi16(level, 3);
+        w->code[p] = _mm512_mask_add_epi8(code, which, code, vi_of_byte(2));
+    }
+    const __m128i scale = _mm_and_si128(_mm_srli_epi16(high, 11), _mm_set1_epi16(14));
+    w->scale = _mm256_broadcastsi128_si256(_mm_or_si128(scale, _mm_set1_epi16(1)));
+    w->d = load_half(in->d) * 0.125f;
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, SUB, CODES - 1)
+#else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t eighths[BLOCK];
@@ -148,6 +176,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_block(eighths, scale, src, nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048));
     iq1_unpack_block(out, eighths, scale, N_SUB);
 }
+#endif
 
 NIB_FORMATS(iq1_s,
             {.facts = {.name = "iq1_s",
@@ -164,4 +193,5 @@ NIB_FORMATS(iq1_s,
              .encode = encode,
              .decode = decode,
              .check = check,
-             .unpack = unpack});
+             .unpack = unpack,
+             .dot = NIB_BOOK_DOT_OF(dot)});

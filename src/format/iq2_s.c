@@ -6,6 +6,7 @@
  *         f16  | the point of        | sign of weight       | of byte k/4: bits    | scale[2b]
  *              | weights 8 k ..      | 8 k + i              | 8-9 of point k       |  82 bytes, 2.5625 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
 
 enum { BLOCK = 256, SUB = 16, N_SCALES = BLOCK / SUB };
@@ -92,12 +93,37 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* 64 +- 8, 25, 43 */
+enum { OFFSET = 64, CODES = 108 };
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const int8_t *value = nib_codebooks[NIB_CODEBOOK_PAIRS_1024].value;
+    const uint64_t high = nib_load_u64(in->high);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint8_t *low = in->low + 8 * p;
+        const unsigned first = 16 * (unsigned)p;
+        const vi magnitude = points_of_8(value, index_of(low[0], high, first, 3), index_of(low[1], high, first + 2, 3),
+                                         index_of(low[2], high, first + 4, 3), index_of(low[3], high, first + 6, 3),
+                                         index_of(low[4], high, first + 8, 3), index_of(low[5], high, first + 10, 3),
+                                         index_of(low[6], high, first + 12, 3), index_of(low[7], high, first + 14, 3));
+        w->code[p] = with_sign(magnitude, nib_load_u64(in->sign + 8 * p), OFFSET);
+    }
+    w->scale = w->min = scales_of_nibbles(in->scale);
+    w->d = load_half(in->d) * 0.125f;
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_1024, SUB, CODES - 1)
+#else
+enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t value[BLOCK];
     read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_1024));
     offset_codes(out, value, N_SCALES);
 }
+#endif
 
 NIB_FORMATS(iq2_s,
             {.facts = {.name = "iq2_s",
@@ -111,8 +137,9 @@ NIB_FORMATS(iq2_s,
                        .can_decode = true},
              .activation = NIB_ACT_Q8_256,
              .group = BLOCK / N_SCALES,
-             .centre = 128,
+             .centre = OFFSET,
              .encode = encode,
              .decode = decode,
              .check = check,
-             .unpack = unpack});
+             .unpack = unpack,
+             .dot = NIB_BOOK_DOT_OF(dot)});

@@ -5,6 +5,7 @@
  *         d    | bits 0-8: point | bits 9-15: signs of  | byte b: scale[2b+1] : scale[2b]
  *         f16  |                 | the first 7          |                          74 bytes, 2.3125 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
 
 enum { BLOCK = 256, SUB = 16, N_SCALES = BLOCK / SUB };
@@ -94,12 +95,38 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* 64 +- 8, 25, 43 */
+enum { OFFSET = 64, CODES = 108 };
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const int8_t *value = nib_codebooks[NIB_CODEBOOK_PAIRS_512].value;
+    const vi words = vi_load(in->points);
+    _Alignas(64) uint64_t sign[DOT_PARTS];
+    signs_of_sevens(sign, _mm512_cvtepi16_epi8(_mm512_srli_epi16(words, 9)));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint8_t(*at)[2] = in->points + 8 * p;
+        const vi magnitude =
+            points_of_8(value, nib_load_u16(at[0]) & 511, nib_load_u16(at[1]) & 511, nib_load_u16(at[2]) & 511,
+                        nib_load_u16(at[3]) & 511, nib_load_u16(at[4]) & 511, nib_load_u16(at[5]) & 511,
+                        nib_load_u16(at[6]) & 511, nib_load_u16(at[7]) & 511);
+        w->code[p] = with_sign(magnitude, sign[p], OFFSET);
+    }
+    w->scale = w->min = scales_of_nibbles(in->scale);
+    w->d = load_half(in->d) * 0.125f;
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_512, SUB, CODES - 1)
+#else
+enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t value[BLOCK];
     read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_512));
     offset_codes(out, value, N_SCALES);
 }
+#endif
 
 NIB_FORMATS(iq2_xs, {.facts = {.name = "iq2_xs",
                                .gguf_name = "iq2_xs",
@@ -112,8 +139,9 @@ NIB_FORMATS(iq2_xs, {.facts = {.name = "iq2_xs",
                                .can_decode = true},
                      .activation = NIB_ACT_Q8_256,
                      .group = BLOCK / N_SCALES,
-                     .centre = 128,
+                     .centre = OFFSET,
                      .encode = encode,
                      .decode = decode,
                      .check = check,
-                     .unpack = unpack});
+                     .unpack = unpack,
+                     .dot = NIB_BOOK_DOT_OF(dot)});

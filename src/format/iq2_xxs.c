@@ -5,6 +5,7 @@
  *         d    | byte l: point of weights | bits 7l .. 7l + 6: signs of | bits 28..31:
  *         f16  | 32 b + 8 l ..            | weights 8 l .. 8 l + 6      | scale[b]     66 bytes, 2.0625 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
 
 enum { BLOCK = 256, SUB = 32, N_SCALES = BLOCK / SUB };
@@ -102,12 +103,37 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* 64 +- 8, 25, 43 */
+enum { OFFSET = 64, CODES = 108 };
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const int8_t *value = nib_codebooks[NIB_CODEBOOK_PAIRS_256].value;
+    const vi words = vi_load(in->words);
+    _Alignas(64) uint64_t sign[DOT_PARTS];
+    const vi sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e2720), words);
+    signs_of_sevens(sign, _mm512_cvtepi64_epi32(sevens));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint8_t *a = in->words[2 * p], *b = in->words[2 * p + 1];
+        const vi magnitude = points_of_8(value, a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+        w->code[p] = with_sign(magnitude, sign[p], OFFSET);
+    }
+    const __m128i twice = _mm512_cvtepi64_epi16(_mm512_srli_epi64(words, 59));
+    w->scale = _mm256_or_si256(_mm256_broadcastsi128_si256(twice), _mm256_set1_epi16(1));
+    w->d = load_half(in->d) * 0.125f;
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_256, SUB, CODES - 1)
+#else
+enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t value[BLOCK];
     read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_256));
     offset_codes(out, value, N_SCALES);
 }
+#endif
 
 NIB_FORMATS(
     iq2_xxs,
@@ -123,8 +149,9 @@ NIB_FORMATS(
                .can_decode = true},
      .activation = NIB_ACT_Q8_256,
      .group = BLOCK / N_SCALES,
-     .centre = 128,
+     .centre = OFFSET,
      .encode = encode,
      .decode = decode,
      .check = check,
-     .unpack = unpack});
+     .unpack = unpack,
+     .dot = NIB_BOOK_DOT_OF(dot)});

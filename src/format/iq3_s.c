@@ -6,6 +6,7 @@
  *         f16  | 0-7 of the point of | bit 8 of that point  | sign of weight       | scale[2b]
  *              | weights 32 b + 4 k  |                      | 8 g + i     110 bytes, 3.4375 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
 
 enum { BLOCK = 256, SUB = 32, N_SUB = BLOCK / SUB };
@@ -95,12 +96,38 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* 16 +- 1, 3 .. 15 */
+enum { OFFSET = 16, CODES = 32 };
+static const uint8_t ABOVE[16] = {17, 19, 21, 23, 25, 27, 29, 31};
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const uint8_t *plane = nib_codebooks[NIB_CODEBOOK_TRIPLES_512].plane;
+    const uint64_t high = nib_load_u64(in->high);
+    const vi low = vi_load(in->low);
+    spread_points(w->code, look_up_512(plane, low, high), look_up_512(plane + 512, low, high), ABOVE);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        put_sign(w->code[p], nib_load_u64(in->sign + 8 * p), OFFSET);
+    uint64_t scale = nib_load_u32(in->scale);
+    scale = (scale | scale << 16) & 0x0000ffff0000ffffu; /* halving gives each code a place of twice the width */
+    scale = (scale | scale << 8) & 0x00ff00ff00ff00ffu;
+    scale = (scale | scale << 4) & EACH_BYTE(15);
+    scale = 2 * scale + EACH_BYTE(1);
+    w->scale = vs_of_bytes((words_16){scale, scale}, 0);
+    w->d = load_half(in->d);
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_512, SUB, CODES - 1)
+#else
+enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t value[BLOCK];
     read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512));
     offset_codes(out, value, N_SUB);
 }
+#endif
 
 NIB_FORMATS(iq3_s, {.facts = {.name = "iq3_s",
                               .gguf_name = "iq3_s",
@@ -113,8 +140,9 @@ NIB_FORMATS(iq3_s, {.facts = {.name = "iq3_s",
                               .can_decode = true},
                     .activation = NIB_ACT_Q8_256,
                     .group = SUB,
-                    .centre = 128,
+                    .centre = OFFSET,
                     .encode = encode,
                     .decode = decode,
                     .check = check,
-                    .unpack = unpack});
+                    .unpack = unpack,
+                    .dot = NIB_BOOK_DOT_OF(dot)});

@@ -6,6 +6,7 @@
  *         f16  | point of weights   | weights 8 l .. 8 l + 6         | scale[b]
  *              | 32 b + 4 k ..      |                              98 bytes, 3.0625 bits per weight
  */
+#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
 
 enum { BLOCK = 256, SUB = 32, N_SUB = BLOCK / SUB };
@@ -100,12 +101,35 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#if defined(NIB_CODEBOOK_DOT)
+/* 64 +- 4, 12 .. 62 */
+enum { OFFSET = 64, CODES = 127 };
+static const uint8_t ABOVE[16] = {68, 76, 84, 92, 100, 108, 116, 126};
+
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const uint8_t *plane = nib_codebooks[NIB_CODEBOOK_TRIPLES_256].plane;
+    const vi point = vi_load(in->point);
+    const __m256i word = _mm256_loadu_si256((const void *)in->signs);
+    _Alignas(64) uint64_t sign[DOT_PARTS];
+    signs_of_sevens(sign, _mm256_multishift_epi64_epi8(_mm256_set1_epi64x(0x352e2720150e0700), word));
+    spread_points(w->code, look_up_256(plane, point), look_up_256(plane + 256, point), ABOVE);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] = put_sign(w->code[p], sign[p], OFFSET);
+    const __m128i twice = _mm256_cvtepi32_epi16(_mm256_srli_epi32(word, 27));
+    w->scale = _mm256_or_si256(_mm256_broadcastsi128_si256(twice), _mm256_set1_epi16(1));
+    w->d = load_half(in->d) * 0.25f;
+    w->d_min = OFFSET * w->d;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_256, SUB, CODES - 1)
+#else
+enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
     int8_t value[BLOCK];
     read_block(value, out->scale, src, nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_256));
     offset_codes(out, value, N_SUB);
 }
+#endif
 
 NIB_FORMATS(iq3_xxs, {.facts = {.name = "iq3_xxs",
                                 .gguf_name = "iq3_xxs",
@@ -118,8 +142,9 @@ NIB_FORMATS(iq3_xxs, {.facts = {.name = "iq3_xxs",
                                 .can_decode = true},
                       .activation = NIB_ACT_Q8_256,
                       .group = SUB,
-                      .centre = 128,
+                      .centre = OFFSET,
                       .encode = encode,
                       .decode = decode,
                       .check = check,
-                      .unpack = unpack});
+                      .unpack = unpack,
+                      .dot = NIB_BOOK_DOT_OF(dot)});

@@ -4,6 +4,7 @@
  *         d    | q[16]:q[0] .. q[31]:q[15]      18 bytes, 4.5 bits per weight
  *         f16  | high nibble : low nibble
  */
+#include "format/dot.h"
 #include "format/iq4.h"
 #include "format/panel.h"
 
@@ -90,6 +91,18 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+/* Eight blocks. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    w->scale = vf_of_halves(in->d, sizeof *in, 1);
+    w->min = vf_mul(w->scale, vf_splat(128));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const vi both = vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q));
+        w->code[p] = vi_look_up(IQ4_ABOVE, vi_and(both, vi_of_byte(15)));
+    }
+}
+NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 241)
+
 NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
                                .gguf_name = "iq4_nl",
                                .gguf_type = 20,
@@ -107,4 +120,6 @@ NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
                      .decode = decode,
                      .check = check,
                      .unpack = unpack,
-                     .turn = turn});
+                     .turn = turn,
+
+                     .dot = NIB_DOT(dot)});

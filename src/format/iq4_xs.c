@@ -6,6 +6,7 @@
  *         f16  | bits 4-5 of       | scale[2b+1] : scale[2b] | code 32 b + j + 16 : code 32 b + j
  *              | scale[b]          | bits 0-3                |          136 bytes, 4.25 bits per weight
  */
+#include "format/dot.h"
 #include "format/iq4.h"
 #include "format/panel.h"
 
@@ -16,13 +17,22 @@ typedef struct block {
 } block;
 _Static_assert(sizeof(block) == 136, "an iq4_xs block is 136 bytes");
 
+/* The 8 scales, 32 above what they mean, one in each byte. */
+static inline uint64_t read_scale_codes(const block *in) {
+    uint64_t low = nib_load_u32(in->scale_low), high = nib_load_u16(in->scale_high);
+    low = (low | low << 16) & 0x0000ffff0000ffffu; /* halving gives each code a place of twice the width */
+    high = (high | high << 24) & 0x000000ff000000ffu;
+    low = (low | low << 8) & 0x00ff00ff00ff00ffu;
+    high = (high | high << 12) & 0x000f000f000f000fu;
+    low = (low | low << 4) & EACH_BYTE(15);
+    high = (high | high << 6) & EACH_BYTE(3);
+    return low | high << 4;
+}
+
 static void read_scales(float scale[N_SUB], const block *in) {
     const float d = load_half(in->d);
-    const unsigned high = nib_load_u16(in->scale_high);
-    for (unsigned b = 0; b < N_SUB; b++) {
-        const unsigned code = (in->scale_low[b / 2] >> b % 2 * 4 & 15) | (high >> 2 * b & 3) << 4;
-        scale[b] = d * (float)((int)code - 32);
-    }
+    const uint64_t codes = read_scale_codes(in);
+    for (unsigned b = 0; b < N_SUB; b++) scale[b] = d * (float)((int)(codes >> 8 * b & 63) - 32);
 }
 
 /* The scales of a block: the largest becomes -32. Codes follow d before it is rounded: sub_scale gets what they are for.
@@ -128,6 +138,19 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    w->d = load_half(in->d);
+    w->d_min = 128 * w->d;
+    const uint64_t codes = read_scale_codes(in);
+    w->scale = vs_of_bytes((words_16){codes, codes}, -32);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const vi both = vi_down_nibbles(vi_twice_16(in->q + 32 * p, in->q + 32 * p + 16));
+        w->code[p] = vi_look_up(IQ4_ABOVE, vi_and(both, vi_of_byte(15)));
+    }
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), IQ4_SUB, 241)
+
 NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                                .gguf_name = "iq4_xs",
                                .gguf_type = 23,
@@ -145,4 +168,6 @@ NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                      .decode = decode,
                      .check = check,
                      .unpack = unpack,
-                     .turn = turn});
+                     .turn = turn,
+
+                     .dot = NIB_DOT(dot)});

@@ -4,6 +4,7 @@
  *   byte  0  | 1             ..  16
  *         e  | q[16]:q[0] .. q[31]:q[15]      17 bytes, 4.25 bits per weight
  */
+#include "format/dot.h"
 #include "format/e2m1.h"
 #include "format/panel.h"
 
@@ -110,6 +111,21 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+/* Eight blocks. 2^(e - 128) is the product of two powers of two that are no subnormal numbers. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    const uint64_t low = in[0].e | (uint64_t)in[1].e << 8 | (uint64_t)in[2].e << 16 | (uint64_t)in[3].e << 24;
+    const uint64_t high = in[4].e | (uint64_t)in[5].e << 8 | (uint64_t)in[6].e << 16 | (uint64_t)in[7].e << 24;
+    const vi e = vi_of_bytes(low | high << 32, 0), half = vi_sar(e, 1), bias = vi_splat(127 - 64);
+    w->scale = vf_mul(vf_bits(vi_shl(vi_add(half, bias), 23)), vf_bits(vi_shl(vi_add(vi_sub(e, half), bias), 23)));
+    w->min = vf_mul(w->scale, vf_splat(E2M1_OFFSET));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const vi both = vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q));
+        w->code[p] = vi_look_up(E2M1_ABOVE, vi_and(both, vi_of_byte(15)));
+    }
+}
+NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 24)
+
 NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                               .gguf_name = "mxfp4",
                               .gguf_type = 39,
@@ -127,4 +143,6 @@ NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
-                    .turn = turn});
+                    .turn = turn,
+
+                    .dot = NIB_DOT(dot)});

@@ -8,6 +8,7 @@
  *   ue4m3: 4 exponent bits with bias 7, 3 mantissa bits, no sign; exponent 0: mantissa * 2^-9; 0x7f reads as 0.
  *   Scales stop at 448: weights beyond 6 * 448 are cut off. (The scale of the whole tensor that the format counts on is
  *   a tensor of its own.) */
+#include "format/dot.h"
 #include "format/e2m1.h"
 
 enum { BLOCK = 64, SUB = 16, N_SUB = BLOCK / SUB, LARGEST = 0x7e };
@@ -91,6 +92,24 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+/* Halves of 16 ue4m3 as floats. Their bits, moved to those of a float, mean 2^-119 times as much, subnormal or not; 0x7f
+ * becomes 0 before. */
+DOT_INLINE uint64_t no_nans(uint64_t codes) {
+    codes &= EACH_BYTE(0x7f);
+    return codes & (((codes ^ EACH_BYTE(0x7f)) + EACH_BYTE(0x7f)) >> 7 & EACH_BYTE(1)) * 0x7f;
+}
+/* Four blocks. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    const uint64_t first = nib_load_u32(in[0].scale) | (uint64_t)nib_load_u32(in[1].scale) << 32;
+    const uint64_t second = nib_load_u32(in[2].scale) | (uint64_t)nib_load_u32(in[3].scale) << 32;
+    w->scale = vf_mul(vf_bits(vi_shl(vi_of_bytes(no_nans(first), no_nans(second)), 20)), vf_splat(0x1p119f));
+    w->min = vf_mul(w->scale, vf_splat(E2M1_OFFSET));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_look_up(E2M1_ABOVE, vi_and(vi_twice_8(in[p].q), vi_of_byte(15)));
+}
+NIB_DOT_GROUPS(dot, read_256, 4 * sizeof(block), SUB, 24)
+
 NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
                               .gguf_name = "nvfp4",
                               .gguf_type = 40,
@@ -105,4 +124,5 @@ NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
                     .centre = E2M1_OFFSET,
                     .encode = encode,
                     .decode = decode,
-                    .unpack = unpack});
+                    .unpack = unpack,
+                    .dot = NIB_DOT(dot)});

@@ -5,6 +5,7 @@
  *         f16  |
  */
 #include "format/block.h"
+#include "format/dot.h"
 
 #include <math.h>
 
@@ -74,6 +75,15 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+/* Two blocks. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    w->min = vf_of_halves(in->d, sizeof *in, 4);
+    w->scale = vf_add(w->min, w->min);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] = vi_of_bits(nib_load_u64(in[p / 2].q + p % 2 * 8), 1);
+}
+NIB_DOT_GROUPS(dot, read_256, 2 * sizeof(block), 32, 1)
+
 NIB_FORMATS(q1_0, {.facts = {.name = "q1_0",
                              .gguf_name = "q1_0",
                              .gguf_type = 41,
@@ -88,4 +98,5 @@ NIB_FORMATS(q1_0, {.facts = {.name = "q1_0",
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .dot = NIB_DOT(dot)});

@@ -5,6 +5,7 @@
  *         f16  |
  */
 #include "format/block.h"
+#include "format/dot.h"
 
 enum { BLOCK = 64 };
 
@@ -74,6 +75,18 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+/* Four blocks; the four codes of a byte are spread over the bytes of a lane. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    w->scale = w->min = vf_of_halves(in->d, sizeof *in, 2);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const vi byte = vi_of_bytes(nib_load_u64(in[p].q), nib_load_u64(in[p].q + 8));
+        const vi half = vi_add(byte, vi_shl(byte, 12)); /* nothing overlaps but the last of these */
+        w->code[p] = vi_and(vi_and_or(half, vi_of_byte(255), vi_shl(half, 6)), vi_of_byte(3));
+    }
+}
+NIB_DOT_GROUPS(dot, read_256, 4 * sizeof(block), 32, 3)
+
 NIB_FORMATS(q2_0, {.facts = {.name = "q2_0",
                              .gguf_name = "q2_0",
                              .gguf_type = 42,
@@ -89,4 +102,5 @@ NIB_FORMATS(q2_0, {.facts = {.name = "q2_0",
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .dot = NIB_DOT(dot)});

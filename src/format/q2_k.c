@@ -6,6 +6,7 @@
  *         high : low nibble     | byte l, bits 2j:   |                | f16   | f16
  *                               | code 32 j + l      |                        84 bytes, 2.625 bits per weight
  */
+#include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
 
@@ -183,6 +184,19 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    words_16 bytes;
+    memcpy(&bytes, in->scale_min, sizeof bytes);
+    w->d = load_half(in->d);
+    w->d_min = load_half(in->d_min);
+    w->scale = vs_of_bytes(bytes & EACH_BYTE(15), 0);
+    w->min = vs_of_bytes((bytes >> 4) & EACH_BYTE(15), 0);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_and(vi_down(vi_twice_32(in->q + p / 2 * 32), p % 2 * 4, p % 2 * 4 + 2), vi_of_byte(3));
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB, 3)
+
 NIB_FORMATS(q2_k,
             {.facts = {.name = "q2_k",
                        .gguf_name = "q2_K",
@@ -200,4 +214,6 @@ NIB_FORMATS(q2_k,
              .decode = decode,
              .check = check,
              .unpack = unpack,
-             .turn = turn});
+             .turn = turn,
+
+             .dot = NIB_DOT(dot)});

@@ -10,6 +10,7 @@
  *   scales: byte b (0..7):   scale[b+8] bits 0-3 : scale[b] bits 0-3
  *           byte b+8 (0..3): bits 4-5 of scale[b+12] : scale[b+8] : scale[b+4] : scale[b]
  */
+#include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
 
@@ -27,13 +28,19 @@ static void pack_scales(uint8_t packed[12], const uint8_t scale[N_SUB]) {
                                   (scale[b + 12] >> 4 & 3) << 6);
 }
 
-static void read_scales(float scale[N_SUB], const block *in) {
-    const float d = load_half(in->d);
+/* The 16 scales as bytes, 32 above what they mean. */
+static inline void read_scale_codes(uint64_t words[2], const block *in) {
     const uint64_t low = nib_load_u64(in->scales), two = nib_load_u32(in->scales + 8);
     const uint64_t high = two | two << 30; /* bytes 4-7 are bytes 0-3 shifted right by 2 */
-    const uint64_t words[2] = {(low & EACH_BYTE(15)) | (high & EACH_BYTE(3)) << 4,
-                               (low >> 4 & EACH_BYTE(15)) | (high >> 4 & EACH_BYTE(3)) << 4};
+    words[0] = (low & EACH_BYTE(15)) | (high & EACH_BYTE(3)) << 4;
+    words[1] = (low >> 4 & EACH_BYTE(15)) | (high >> 4 & EACH_BYTE(3)) << 4;
+}
+
+static void read_scales(float scale[N_SUB], const block *in) {
+    const float d = load_half(in->d);
+    uint64_t words[2];
     uint8_t code[N_SUB];
+    read_scale_codes(words, in);
     memcpy(code, words, sizeof code);
     for (unsigned g = 0; g < N_SUB; g++) scale[g] = d * (float)(code[g] - 32);
 }
@@ -220,6 +227,21 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const vi high = vi_twice_32(in->high);
+    uint64_t words[2];
+    read_scale_codes(words, in);
+    w->d = load_half(in->d);
+    w->d_min = 4 * w->d;
+    w->scale = w->min = vs_of_bytes((words_16){words[0], words[1]}, -32);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const vi low = vi_down(vi_twice_32(in->q + p / 2 * 32), p % 2 * 4, p % 2 * 4 + 2);
+        w->code[p] = vi_and_or(vi_down(high, 2 * p - 2, 2 * p - 1), vi_of_byte(4), vi_and(low, vi_of_byte(3)));
+    }
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB, 7)
+
 NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                              .gguf_name = "q3_K",
                              .gguf_type = 11,
@@ -237,4 +259,6 @@ NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
-                   .turn = turn});
+                   .turn = turn,
+
+                   .dot = NIB_DOT(dot)});

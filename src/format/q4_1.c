@@ -4,6 +4,7 @@
  *         d    | m    | q[16]:q[0] .. q[31]:q[15]      20 bytes, 5 bits per weight
  *         f16  | f16  | high nibble : low nibble
  */
+#include "format/dot.h"
 #include "format/lanes.h"
 
 enum { BLOCK = 32 };
@@ -121,6 +122,16 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+/* Eight blocks. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    w->scale = vf_of_halves(in->d, sizeof *in, 1);
+    w->min = vf_sub(vf_zero(), vf_of_halves(in->m, sizeof *in, 1));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_and(vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q)), vi_of_byte(15));
+}
+NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 15)
+
 NIB_FORMATS(q4_1, {.facts = {.name = "q4_1",
                              .gguf_name = "q4_1",
                              .gguf_type = 3,
@@ -135,4 +146,5 @@ NIB_FORMATS(q4_1, {.facts = {.name = "q4_1",
                    .encode = encode,
                    .decode = decode,
                    .check = check,
-                   .unpack = unpack});
+                   .unpack = unpack,
+                   .dot = NIB_DOT(dot)});

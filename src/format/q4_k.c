@@ -98,6 +98,14 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    dot_read_sub32(w, &in->head);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_and(vi_down(vi_twice_32(in->q + 32 * p), 0, 4), vi_of_byte(15));
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB32_WEIGHTS, 15)
+
 NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                              .gguf_name = "q4_K",
                              .gguf_type = 12,
@@ -114,4 +122,6 @@ NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
-                   .turn = turn});
+                   .turn = turn,
+
+                   .dot = NIB_DOT(dot)});

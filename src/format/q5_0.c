@@ -5,6 +5,7 @@
  *         f16  | bit i: bit 4 of   | bits 0-3 of two codes,
  *              | code i, u32       | high nibble : low nibble
  */
+#include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
 
@@ -119,6 +120,19 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+/* Eight blocks. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    w->scale = vf_of_halves(in->d, sizeof *in, 1);
+    w->min = vf_mul(w->scale, vf_splat(16));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const uint64_t high = nib_load_u32(in[2 * p].high) | (uint64_t)nib_load_u32(in[2 * p + 1].high) << 32;
+        const vi low = vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q));
+        w->code[p] = vi_and_or(low, vi_of_byte(15), vi_of_bits(high, 16));
+    }
+}
+NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 31)
+
 NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
                              .gguf_name = "q5_0",
                              .gguf_type = 6,
@@ -136,4 +150,6 @@ NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
-                   .turn = turn});
+                   .turn = turn,
+
+                   .dot = NIB_DOT(dot)});

@@ -106,6 +106,17 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    const vi high = vi_twice_32(in->high);
+    dot_read_sub32(w, &in->head);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const vi low = vi_and(vi_down(vi_twice_32(in->q + 32 * p), 0, 4), vi_of_byte(15));
+        w->code[p] = vi_and_or(vi_down(high, 2 * p - 4, 2 * p - 3), vi_of_byte(16), low);
+    }
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB32_WEIGHTS, 31)
+
 NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                              .gguf_name = "q5_K",
                              .gguf_type = 13,
@@ -122,4 +133,6 @@ NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
-                   .turn = turn});
+                   .turn = turn,
+
+                   .dot = NIB_DOT(dot)});

@@ -8,6 +8,7 @@
  *         low nibble:  128n + 32k + l   | code 128 n + 32 j + l      |
  *         high nibble: that + 64        |                            210 bytes, 6.5625 bits per weight
  */
+#include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
 
@@ -170,6 +171,21 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    words_16 bytes;
+    memcpy(&bytes, in->scale, sizeof bytes);
+    w->d = load_half(in->d);
+    w->d_min = 32 * w->d;
+    w->scale = w->min = vs_of_bytes(bytes ^ EACH_BYTE(0x80), -128);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        const vi low = vi_down(vi_load(in->low + p / 2 * 64), p % 2 * 4, p % 2 * 4);
+        const vi high = vi_down(vi_twice_32(in->high + p / 2 * 32), p % 2 * 4 - 4, p % 2 * 4 - 2);
+        w->code[p] = vi_and_or(high, vi_of_byte(0x30), vi_and(low, vi_of_byte(15)));
+    }
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB, 63)
+
 NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                              .gguf_name = "q6_K",
                              .gguf_type = 14,
@@ -187,4 +203,6 @@ NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
-                   .turn = turn});
+                   .turn = turn,
+
+                   .dot = NIB_DOT(dot)});

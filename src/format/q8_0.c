@@ -5,6 +5,7 @@
  *         f16  | int8 each
  */
 #include "format/block.h"
+#include "format/dot.h"
 #include "format/panel.h"
 
 enum { BLOCK = 32 };
@@ -73,6 +74,16 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
+/* Eight blocks. */
+DOT_INLINE void read_256(dot_groups *w, const void *src) {
+    const block *in = src;
+    w->scale = vf_of_halves(in->d, sizeof *in, 1);
+    w->min = vf_mul(w->scale, vf_splat(128));
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_xor(vi_join_32(in[2 * p].q, in[2 * p + 1].q), vi_of_byte(0x80));
+}
+NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 255)
+
 NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                              .gguf_name = "q8_0",
                              .gguf_type = 8,
@@ -90,4 +101,6 @@ NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
-                   .turn = turn});
+                   .turn = turn,
+
+                   .dot = NIB_DOT(dot)});

@@ -7,6 +7,7 @@
 #ifndef NIB_FORMAT_SUB32_H
 #define NIB_FORMAT_SUB32_H
 
+#include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
 
@@ -42,6 +43,17 @@ static inline void read_sub32(float scale[SUB32_N], float min[SUB32_N], const su
         scale[b] = d * (float)scale_code[b];
         min[b] = d_min * (float)min_code[b];
     }
+}
+
+/* The same for products. */
+DOT_INLINE void dot_read_sub32(dot_whole *w, const sub32_head *head) {
+    const uint64_t s = nib_load_u32(head->packed), m = nib_load_u32(head->packed + 4);
+    const uint64_t low = nib_load_u32(head->packed + 8);
+    const uint64_t scale = (s & 0x3f3f3f3fu) | ((low & 0x0f0f0f0fu) | (s >> 2 & 0x30303030u)) << 32;
+    const uint64_t min = (m & 0x3f3f3f3fu) | ((low >> 4 & 0x0f0f0f0fu) | (m >> 2 & 0x30303030u)) << 32;
+    w->d = load_half(head->d);
+    w->d_min = load_half(head->d_min);
+    w->scale = vs_of_bytes((words_16){scale, min}, 0);
 }
 
 /* The same of 16 rows; word: the head. */

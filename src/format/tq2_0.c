@@ -5,6 +5,7 @@
  *         code 128 h + 32 l + m                  | f16        66 bytes, 2.0625 bits per weight
  */
 #include "format/block.h"
+#include "format/dot.h"
 
 enum { BLOCK = 256 };
 
@@ -55,6 +56,15 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     cut_pairs_256(out->code, in->q);
 }
 
+DOT_INLINE void read_256(dot_whole *w, const void *src) {
+    const block *in = src;
+    w->d = w->d_min = load_half(in->d);
+    w->scale = vs_of_bytes((words_16){EACH_BYTE(1), EACH_BYTE(1)}, 0);
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
+        vi_and(vi_down(vi_twice_32(in->q + p / 2 * 32), p % 2 * 4, p % 2 * 4 + 2), vi_of_byte(3));
+}
+NIB_DOT_WHOLE(dot, read_256, sizeof(block), 32, 3)
+
 NIB_FORMATS(tq2_0, {.facts = {.name = "tq2_0",
                               .gguf_name = "tq2_0",
                               .gguf_type = 35,
@@ -70,4 +80,5 @@ NIB_FORMATS(tq2_0, {.facts = {.name = "tq2_0",
                     .encode = encode,
                     .decode = decode,
                     .check = check,
-                    .unpack = unpack});
+                    .unpack = unpack,
+                    .dot = NIB_DOT(dot)});

@@ -38,15 +38,8 @@ typedef struct nib_row_kernels {
 enum {
     NIB_PANEL_ROWS = 32, /* weight rows that are unpacked together */
     NIB_TILE_TOKENS = 6, /* tokens of one register tile */
-    NIB_GEMV_TOKENS = 5, /* up to here products go row by row */
+    NIB_GEMV_TOKENS = NIB_DOT_TOKENS,
 };
-
-/* One token's activations, 256 columns, in natural order; sums of codes times scale per 16 and per 32 columns. */
-typedef struct nib_int_row {
-    _Alignas(64) int8_t code[NIB_PANEL_K];
-    float scale[NIB_PANEL_K / 16]; /* per 32; the upper half is zero */
-    float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16];
-} nib_int_row;
 
 /* How a product is computed. */
 typedef enum nib_route {

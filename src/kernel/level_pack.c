@@ -112,13 +112,16 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         nib_int_row *out = (nib_int_row *)row + k / K;
         int32_t sum[K / 16];
         load_block(NIB_ACT_F32, x, k, n_cols, block);
-        memset(out->scale, 0, sizeof out->scale);
-        memset(out->sum32, 0, sizeof out->sum32);
+        memset(out, 0, sizeof *out);
         quantize_block(route, block, out->code, out->scale, sum);
+        for (size_t i = 0; i < K / 16; i++) {
+            out->whole16[i] = (int16_t)sum[i];
+            out->sum16[i] = (float)sum[i] * out->scale[i / 2];
+        }
         for (size_t i = 0; i < K / 32; i++) {
-            out->sum16[2 * i] = (float)sum[2 * i] * out->scale[i];
-            out->sum16[2 * i + 1] = (float)sum[2 * i + 1] * out->scale[i];
-            out->sum32[i] = (float)(sum[2 * i] + sum[2 * i + 1]) * out->scale[i];
+            const int32_t both = sum[2 * i] + sum[2 * i + 1];
+            out->whole32[K / 32 + i] = (int16_t)both;
+            out->sum32[i] = (float)both * out->scale[i];
         }
     }
 }

@@ -1,0 +1,105 @@
+/* Points of codebooks as vectors, for the products of five tokens or fewer and for unpack: the tables are looked up in
+ * registers where they fit there (the halves of points of 4, packed into bytes), else in memory. Signs are added as the
+ * bits of masks; codes are `offset` + value or - value. Only for levels with byte permutations. */
+#ifndef NIB_FORMAT_CODEBOOK_DOT_H
+#define NIB_FORMAT_CODEBOOK_DOT_H
+
+#include "format/codebook.h"
+#include "format/dot.h"
+
+#if defined(__AVX512VBMI__)
+#define NIB_CODEBOOK_DOT 1
+
+/* Seven signs and the eighth that makes their number even. */
+#define SIGNS_1(n)       ((n) | (0x6996 >> (((n) ^ (n) >> 4) & 15) & 1) << 7)
+#define SIGNS_4(n)       SIGNS_1(n), SIGNS_1((n) + 1), SIGNS_1((n) + 2), SIGNS_1((n) + 3)
+#define SIGNS_16(n)      SIGNS_4(n), SIGNS_4((n) + 4), SIGNS_4((n) + 8), SIGNS_4((n) + 12)
+static const _Alignas(64) uint8_t EVEN_SIGNS[128] = {SIGNS_16(0),  SIGNS_16(16), SIGNS_16(32), SIGNS_16(48),
+                                                     SIGNS_16(64), SIGNS_16(80), SIGNS_16(96), SIGNS_16(112)};
+
+/* Bits 0-6 of each byte are seven signs; the masks of all 256. */
+DOT_INLINE void signs_of_sevens(uint64_t sign[DOT_PARTS], __m256i sevens) {
+    const vi all =
+        _mm512_permutex2var_epi8(vi_load(EVEN_SIGNS), _mm512_castsi256_si512(sevens), vi_load(EVEN_SIGNS + 64));
+    _mm256_storeu_si256((void *)sign, _mm512_castsi512_si256(all));
+}
+
+/* offset + value becomes offset - value where sign has a bit. */
+DOT_INLINE vi put_sign(vi code, uint64_t sign, int offset) {
+    return _mm512_mask_sub_epi8(code, sign, vi_of_byte((uint8_t)(2 * offset)), code);
+}
+
+/* table[index + 256 high] of 256 or 512 bytes. */
+DOT_INLINE vi look_up_256(const uint8_t *table, vi index) {
+    const vi low = _mm512_permutex2var_epi8(vi_load(table), index, vi_load(table + 64));
+    const vi high = _mm512_permutex2var_epi8(vi_load(table + 128), index, vi_load(table + 192));
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
+}
+DOT_INLINE vi look_up_512(const uint8_t *table, vi index, uint64_t high) {
+    return _mm512_mask_blend_epi8(high, look_up_256(table, index), look_up_256(table + 256, index));
+}
+
+/* 64 points of 4: byte k of first and second holds two levels of point k each. Lanes of 4 points are exchanged so that
+ * interleaving within quarters of vectors leaves all in natural order. codes: 16 entries by level */
+DOT_INLINE void spread_points(vi code[DOT_PARTS], vi first, vi second, const uint8_t *codes) {
+    const vi turn = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0), low = vi_of_byte(15);
+    first = _mm512_permutexvar_epi32(turn, first);
+    second = _mm512_permutexvar_epi32(turn, second);
+    const vi pairs[2] = {_mm512_unpacklo_epi8(first, second), _mm512_unpackhi_epi8(first, second)};
+    for (int i = 0; i < 2; i++) {
+        const vi even = vi_and(pairs[i], low), odd = vi_and(_mm512_srli_epi16(pairs[i], 4), low);
+        code[2 * i] = vi_look_up(codes, _mm512_unpacklo_epi8(even, odd));
+        code[2 * i + 1] = vi_look_up(codes, _mm512_unpackhi_epi8(even, odd));
+    }
+}
+
+DOT_INLINE __m128i load_two(const int8_t *a, const int8_t *b) {
+    return _mm_set_epi64x((long long)nib_load_u64((const uint8_t *)b), (long long)nib_load_u64((const uint8_t *)a));
+}
+/* Eight points of 8, values as they are in the book. */
+DOT_INLINE vi points_of_8(const int8_t *value, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned f,
+                          unsigned g, unsigned h) {
+    const int8_t *v = value;
+    const __m128i ab = load_two(v + 8 * a, v + 8 * b), cd = load_two(v + 8 * c, v + 8 * d);
+    const __m128i ef = load_two(v + 8 * e, v + 8 * f), gh = load_two(v + 8 * g, v + 8 * h);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(cd, ab)), _mm256_set_m128i(gh, ef), 1);
+}
+/* An index: eight low bits, and above them the bits from `first` on that mask leaves. (By way of vectors and memory this
+ * would be slower: loads of a few bytes wait until a wide store is through.) */
+DOT_INLINE unsigned index_of(uint8_t low, uint64_t bits, unsigned first, unsigned mask) {
+    return low | ((unsigned)(first < 8 ? bits << (8 - first) : bits >> (first - 8)) & mask << 8);
+}
+
+/* offset + value, or offset - value where sign has a bit. */
+DOT_INLINE vi with_sign(vi value, uint64_t sign, int offset) {
+    const vi middle = vi_of_byte((uint8_t)offset);
+    return _mm512_mask_sub_epi8(_mm512_add_epi8(middle, value), sign, middle, value);
+}
+
+/* 16 scales of 4 bits, twice plus one. */
+DOT_INLINE vs scales_of_nibbles(const uint8_t packed[8]) {
+    const __m128i x = _mm_cvtsi64_si128((long long)nib_load_u64(packed)), low = _mm_set1_epi8(15);
+    const words_16 code = (words_16)_mm_unpacklo_epi8(_mm_and_si128(x, low), _mm_and_si128(_mm_srli_epi16(x, 4), low));
+    return vs_of_bytes((code << 1) | EACH_BYTE(1), 0);
+}
+
+/* `dot` and `unpack` of a format whose blocks read_256 reads with tables of this book. */
+#define NIB_BOOK_DOT(book, group, most)                                                                         \
+    NIB_DOT_WHOLE(dot_expanded, read_256, sizeof(block), group, most)                                           \
+    static void dot(const nib_format *format, const nib_dot_task *task) {                                       \
+        nib_codebook_to_decode(book);                                                                           \
+        dot_expanded(format, task);                                                                             \
+    }                                                                                                           \
+    static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) { \
+        dot_whole w;                                                                                            \
+        (void)format, (void)n; /* n is one whole block */                                                       \
+        nib_codebook_to_decode(book);                                                                           \
+        read_256(&w, src);                                                                                      \
+        dot_write_codes(out, &w, group);                                                                        \
+    }
+#define NIB_BOOK_DOT_OF(name) name
+#else
+#define NIB_BOOK_DOT_OF(name) NULL
+#endif
+
+#endif

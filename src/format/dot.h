@@ -1,0 +1,521 @@
+/* Products of a few tokens straight from the bytes of the file. A format says how 256 of its weights become vectors: codes
+ * in natural order, and scales either as small integers times one float (dot_whole, as k-quants store them) or as floats
+ * (dot_groups). From that, NIB_DOT_WHOLE and NIB_DOT_GROUPS make its `dot`; nothing goes through memory on the way.
+ *
+ *     code[p]: weights 64 p .. 64 p + 63, one byte each        lane i of code x activation: weights 64 p + 4 i ..
+ *
+ * Included by files that are compiled once per level. */
+#ifndef NIB_FORMAT_DOT_H
+#define NIB_FORMAT_DOT_H
+
+#include "cpu/vec.h"
+#include "format/block.h"
+
+#define DOT_INLINE static inline __attribute__((always_inline))
+#define DOT_UNROLL _Pragma("GCC unroll 8")
+
+enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 1024 /* bytes that are fetched ahead */ };
+
+/* ---- vectors of codes ------------------------------------------------------------------------------------------- */
+
+/* vs: 16 int16. They are made of 16 unsigned bytes, plus offset. */
+#if defined(NIB_VEC_512) || defined(__AVX2__)
+typedef __m256i vs;
+
+DOT_INLINE vs vs_of_bytes(words_16 bytes, int16_t offset) {
+    const __m256i words = _mm256_cvtepu8_epi16((__m128i)bytes);
+    return offset ? _mm256_add_epi16(words, _mm256_set1_epi16(offset)) : words;
+}
+/* Lane i < 8: a[2i] b[2i] + a[2i+1] b[2i+1]; the others are zero. */
+DOT_INLINE __m256i vs_dot(vs a, const int16_t *b) {
+    return _mm256_madd_epi16(a, _mm256_loadu_si256((const void *)b));
+}
+#endif
+
+#if defined(NIB_VEC_512) || defined(__AVX2__)
+DOT_INLINE __m128i vs_halves(const void *p, size_t stride, int repeat) {
+    uint16_t half[8];
+    for (int i = 0; i < 8; i++) half[i] = nib_load_u16((const uint8_t *)p + (size_t)(i / repeat) * stride);
+    return _mm_setr_epi16((short)half[0], (short)half[1], (short)half[2], (short)half[3], (short)half[4],
+                          (short)half[5], (short)half[6], (short)half[7]);
+}
+#endif
+
+#if defined(NIB_VEC_512)
+/* x & mask | y */
+DOT_INLINE vi vi_and_or(vi x, vi mask, vi y) {
+    return _mm512_ternarylogic_epi32(x, mask, y, 0xea);
+}
+DOT_INLINE vi vi_of_byte(uint8_t x) {
+    return _mm512_set1_epi8((char)x);
+}
+/* The same 32 bytes twice. */
+DOT_INLINE vi vi_twice_32(const void *p) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(p));
+}
+/* 16 bytes from p twice, then 16 bytes from q twice. */
+DOT_INLINE vi vi_twice_16(const void *p, const void *q) {
+    return _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(_mm_loadu_si128(p)), 0xff00, _mm_loadu_si128(q));
+}
+/* 32 bytes from p, then 32 from q. */
+DOT_INLINE vi vi_join_32(const void *p, const void *q) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(p)), _mm256_loadu_si256(q), 1);
+}
+/* Bits of bytes to lower places, by `low` in the lower half and `high` in the upper (to higher places if negative). What
+ * crosses into a neighbouring byte must be masked away. */
+DOT_INLINE vi vi_down(vi x, int low, int high) {
+    if (low == high && low >= 0) return low ? _mm512_srli_epi16(x, (unsigned)low) : x;
+    const long long a = low & 63, b = high & 63;
+    return _mm512_rorv_epi64(x, _mm512_set_epi64(b, b, b, b, a, a, a, a));
+}
+/* The second and fourth quarter down by 4 bits. */
+DOT_INLINE vi vi_down_nibbles(vi x) {
+    return _mm512_srlv_epi64(x, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0));
+}
+/* 32 bytes, each 8 of them twice, the second time down by 4 bits. */
+DOT_INLINE vi vi_twice_8(const void *p) {
+    const vi x = _mm512_castsi256_si512(_mm256_loadu_si256(p));
+    return _mm512_srlv_epi64(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), x),
+                             _mm512_set_epi64(4, 0, 4, 0, 4, 0, 4, 0));
+}
+/* Byte i is value where bit i is set, else 0. */
+DOT_INLINE vi vi_of_bits(uint64_t bits, uint8_t value) {
+    return _mm512_maskz_set1_epi8(bits, (char)value);
+}
+/* The bytes of both numbers as 16 lanes. */
+DOT_INLINE vi vi_of_bytes(uint64_t low, uint64_t high) {
+    return _mm512_cvtepu8_epi32(_mm_set_epi64x((long long)high, (long long)low));
+}
+/* codes . activations. No code is above `most`, a constant. */
+DOT_INLINE vi dot_4(vi code, vi activation, int most) {
+#if !defined(__AVX512VNNI__)
+    if (most <= 128) return _mm512_madd_epi16(_mm512_maddubs_epi16(code, activation), _mm512_set1_epi16(1));
+#endif
+    (void)most;
+    return vi_dp4(_mm512_setzero_si512(), code, activation);
+}
+
+#if defined(__AVX512VNNI__)
+enum { DOT_SMALL = 63 }; /* four products of codes up to here fit 16 bits */
+#else
+enum { DOT_SMALL = 0 };
+#endif
+/* Lane i gets lane index[i / n] of the scales, n as many as share an index. */
+DOT_INLINE vi dot_words(vs scale, int a, int b, int c, int d, int e, int f, int g, int h) {
+    const vi index =
+        _mm512_set_epi64(h * 0x1000100010001, g * 0x1000100010001, f * 0x1000100010001, e * 0x1000100010001,
+                         d * 0x1000100010001, c * 0x1000100010001, b * 0x1000100010001, a * 0x1000100010001);
+    return _mm512_permutexvar_epi16(index, _mm512_castsi256_si512(scale));
+}
+/* Scales as dot_scaled wants them. */
+DOT_INLINE void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most) {
+    const int n = 64 / group; /* scales of a part */
+    for (int p = 0; p < DOT_PARTS; p++) {
+        const int a = p * n, b = a + n / 4, c = a + n / 2, d = group == 16 ? a + 3 : c, q = a + n;
+        if (most > 128) {
+            const vi index = _mm512_set_epi32(d, d, d, d, c, c, c, c, b, b, b, b, a, a, a, a);
+            out[p] = _mm512_permutexvar_epi32(index, _mm512_cvtepi16_epi32(scale));
+        } else if (most > DOT_SMALL) {
+            out[p] = dot_words(scale, a, a, b, b, c, c, d, d);
+        } else if (p % 2 == 0) {
+            out[p / 2] = dot_words(scale, a, q, b, q + b - a, c, q + c - a, d, q + d - a);
+        }
+    }
+}
+/* codes . activations times scale. */
+DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS], int most) {
+    vi sum[2];
+    for (int p = 0; p < 2; p++) {
+        const vi first = vi_load(activation + 128 * p), second = vi_load(activation + 128 * p + 64);
+        if (most > 128) {
+            sum[p] = _mm512_add_epi32(_mm512_mullo_epi32(dot_4(code[2 * p], first, most), scale[2 * p]),
+                                      _mm512_mullo_epi32(dot_4(code[2 * p + 1], second, most), scale[2 * p + 1]));
+#if defined(__AVX512VNNI__)
+        } else if (most > DOT_SMALL) {
+            sum[p] = _mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p], first), scale[2 * p]);
+            sum[p] = _mm512_dpwssd_epi32(sum[p], _mm512_maddubs_epi16(code[2 * p + 1], second), scale[2 * p + 1]);
+        } else {
+            const vi both = _mm512_packs_epi32(dot_4(code[2 * p], first, most), dot_4(code[2 * p + 1], second, most));
+            sum[p] = _mm512_madd_epi16(both, scale[p]);
+        }
+#else
+        } else {
+            sum[p] =
+                _mm512_add_epi32(_mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p], first), scale[2 * p]),
+                                 _mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p + 1], second), scale[2 * p + 1]));
+        }
+#endif
+    }
+    return _mm512_add_epi32(sum[0], sum[1]);
+}
+DOT_INLINE vf vs_dot_f(vs a, const int16_t *b) {
+    return _mm512_cvtepi32_ps(_mm512_zextsi256_si512(vs_dot(a, b)));
+}
+DOT_INLINE vf vf_spread_of(vf table, int part, int group) {
+    const vi step = group == 32 ? _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+                                : _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(step, _mm512_set1_epi32(part * (64 / group))), table);
+}
+/* Eight numbers in half precision, `stride` bytes apart, each `repeat` times, as the first eight lanes; the others are
+ * zero. */
+DOT_INLINE vf vf_of_halves(const void *p, size_t stride, int repeat) {
+    __m128i half;
+    if (repeat == 1 && stride <= 20) { /* four lie within 64 bytes */
+        const short s = (short)(stride / 2);
+        const __m128i index = _mm_set_epi16((short)(3 * s + 32), (short)(2 * s + 32), (short)(s + 32), 32,
+                                            (short)(3 * s), (short)(2 * s), s, 0);
+        half = _mm512_castsi512_si128(_mm512_permutex2var_epi16(vi_load(p), _mm512_castsi128_si512(index),
+                                                                vi_load((const char *)p + 4 * stride)));
+    } else {
+        half = vs_halves(p, stride, repeat);
+    }
+    return _mm512_zextps256_ps512(_mm256_cvtph_ps(half));
+}
+#elif defined(__AVX2__)
+DOT_INLINE vi vi_and_or(vi x, vi mask, vi y) {
+    x = vi_and(x, mask);
+    return NIB_BOTH2(vi, _mm256_or_si256, x, y);
+}
+DOT_INLINE vi vi_of_byte(uint8_t x) {
+    return (vi){_mm256_set1_epi8((char)x), _mm256_set1_epi8((char)x)};
+}
+DOT_INLINE vi vi_join_32(const void *p, const void *q) {
+    return (vi){_mm256_loadu_si256(p), _mm256_loadu_si256(q)};
+}
+DOT_INLINE vi vi_twice_32(const void *p) {
+    return vi_join_32(p, p);
+}
+DOT_INLINE vi vi_twice_16(const void *p, const void *q) {
+    return (vi){_mm256_broadcastsi128_si256(_mm_loadu_si128(p)), _mm256_broadcastsi128_si256(_mm_loadu_si128(q))};
+}
+DOT_INLINE __m256i half_down(__m256i x, int n) {
+    return n == 0 ? x : n > 0 ? _mm256_srli_epi64(x, n) : _mm256_slli_epi64(x, -n);
+}
+DOT_INLINE vi vi_down(vi x, int low, int high) {
+    return (vi){half_down(x.a, low), half_down(x.b, high)};
+}
+DOT_INLINE vi vi_down_nibbles(vi x) {
+    const __m256i by = _mm256_set_epi64x(4, 4, 0, 0);
+    return (vi){_mm256_srlv_epi64(x.a, by), _mm256_srlv_epi64(x.b, by)};
+}
+DOT_INLINE vi vi_twice_8(const void *p) {
+    const __m256i x = _mm256_loadu_si256(p), by = _mm256_set_epi64x(4, 0, 4, 0);
+    return (vi){_mm256_srlv_epi64(_mm256_permute4x64_epi64(x, 0x50), by),
+                _mm256_srlv_epi64(_mm256_permute4x64_epi64(x, 0xfa), by)};
+}
+DOT_INLINE __m256i half_of_bits(uint32_t bits, uint8_t value) {
+    const __m256i which = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), which);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), _mm256_set1_epi8((char)value));
+}
+DOT_INLINE vi vi_of_bits(uint64_t bits, uint8_t value) {
+    return (vi){half_of_bits((uint32_t)bits, value), half_of_bits((uint32_t)(bits >> 32), value)};
+}
+DOT_INLINE vi vi_of_bytes(uint64_t low, uint64_t high) {
+    return (vi){_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)low)),
+                _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)high))};
+}
+DOT_INLINE __m256i half_dot_4(__m256i code, __m256i activation, int most) {
+    if (most > 128) return vi_half_dp4(_mm256_setzero_si256(), code, activation);
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(code, activation), _mm256_set1_epi16(1));
+}
+DOT_INLINE vi dot_4(vi code, vi activation, int most) {
+    return (vi){half_dot_4(code.a, activation.a, most), half_dot_4(code.b, activation.b, most)};
+}
+DOT_INLINE __m256i half_spread(vs scale, int first, int group, int most) {
+    if (most <= 128) {
+        const __m256i eight =
+            first < 8 ? _mm256_permute2x128_si256(scale, scale, 0x00) : _mm256_permute2x128_si256(scale, scale, 0x11);
+        const int a = 2 * (first % 8), b = group == 16 ? a + 2 : a;
+        const short low = (short)(a | (a + 1) << 8), high = (short)(b | (b + 1) << 8);
+        return _mm256_shuffle_epi8(eight, _mm256_set_m128i(_mm_set1_epi16(high), _mm_set1_epi16(low)));
+    }
+    const __m256i eight =
+        _mm256_cvtepi16_epi32(first < 8 ? _mm256_castsi256_si128(scale) : _mm256_extracti128_si256(scale, 1));
+    const int a = first % 8, b = group == 16 ? a + 1 : a;
+    return _mm256_permutevar8x32_epi32(eight, _mm256_set_epi32(b, b, b, b, a, a, a, a));
+}
+DOT_INLINE void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most) {
+    for (int p = 0; p < DOT_PARTS; p++) {
+        out[p].a = half_spread(scale, p * 64 / group, group, most);
+        out[p].b = half_spread(scale, (p * 64 + 32) / group, group, most);
+    }
+}
+DOT_INLINE __m256i half_scaled(__m256i code, __m256i activation, __m256i scale, int most) {
+    if (most > 128) return _mm256_mullo_epi32(half_dot_4(code, activation, most), scale);
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(code, activation), scale);
+}
+DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS], int most) {
+    vi sum = vi_splat(0);
+    for (int p = 0; p < DOT_PARTS; p++) {
+        const vi x = vi_load(activation + 64 * p);
+        sum = vi_add(
+            sum, (vi){half_scaled(code[p].a, x.a, scale[p].a, most), half_scaled(code[p].b, x.b, scale[p].b, most)});
+    }
+    return sum;
+}
+DOT_INLINE vf vs_dot_f(vs a, const int16_t *b) {
+    return (vf){_mm256_cvtepi32_ps(vs_dot(a, b)), _mm256_setzero_ps()};
+}
+DOT_INLINE vf vf_spread_of(vf table, int part, int group) {
+    if (group == 32)
+        return (vf){_mm256_permutevar8x32_ps(table.a, _mm256_set1_epi32(2 * part)),
+                    _mm256_permutevar8x32_ps(table.a, _mm256_set1_epi32(2 * part + 1))};
+    const __m256 eight = part < 2 ? table.a : table.b;
+    const int a = part % 2 * 4;
+    return (vf){
+        _mm256_permutevar8x32_ps(eight, _mm256_set_epi32(a + 1, a + 1, a + 1, a + 1, a, a, a, a)),
+        _mm256_permutevar8x32_ps(eight, _mm256_set_epi32(a + 3, a + 3, a + 3, a + 3, a + 2, a + 2, a + 2, a + 2))};
+}
+DOT_INLINE vf vf_of_halves(const void *p, size_t stride, int repeat) {
+    return (vf){_mm256_cvtph_ps(vs_halves(p, stride, repeat)), _mm256_setzero_ps()};
+}
+#else
+/* Levels without such vectors unpack; these names let the formats' readers stand as they are, none of which is used. */
+#define NIB_NO_DOT 1
+typedef struct vs {
+    int16_t word[16];
+} vs;
+vs vs_of_bytes(words_16 bytes, int16_t offset);
+vf vs_dot_f(vs a, const int16_t *b);
+vi vi_and_or(vi x, vi mask, vi y);
+vi vi_of_byte(uint8_t x);
+vi vi_twice_32(const void *p);
+vi vi_twice_16(const void *p, const void *q);
+vi vi_twice_8(const void *p);
+vi vi_join_32(const void *p, const void *q);
+vi vi_down(vi x, int low, int high);
+vi vi_down_nibbles(vi x);
+vi vi_of_bits(uint64_t bits, uint8_t value);
+vi vi_of_bytes(uint64_t low, uint64_t high);
+vf vf_of_halves(const void *p, size_t stride, int repeat);
+void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most);
+vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS], int most);
+
+DOT_INLINE vi dot_4(vi code, vi activation, int most) {
+    (void)most;
+    return vi_dp4(vi_splat(0), code, activation);
+}
+DOT_INLINE vf vf_spread_of(vf table, int part, int group) {
+    float from[16];
+    vf_store(from, table);
+    return vf_spread(from, part, group / 4);
+}
+#endif
+
+/* ---- rows of weights -------------------------------------------------------------------------------------------- */
+
+/* weight i = d * scale[i / group] * code - d_min * min[i / group]. Groups of 32 have their 8 minimums in the upper half of
+ * scale, and no min. */
+typedef struct dot_whole {
+    vi code[DOT_PARTS];
+    vs scale, min;
+    float d, d_min;
+} dot_whole;
+
+/* weight i = scale[i / group] * code - min[i / group] */
+typedef struct dot_groups {
+    vi code[DOT_PARTS];
+    vf scale, min; /* the first 256 / group; the others are zero */
+} dot_groups;
+
+DOT_INLINE void dot_fetch(const char *at, size_t bytes) {
+    DOT_UNROLL for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + DOT_AHEAD + i);
+}
+
+/* total[t] += 256 weights times those of token t; tokens are `stride` blocks apart. */
+DOT_INLINE void dot_whole_step(const dot_whole *w, const nib_int_row *row, size_t stride, size_t n_tokens, int group,
+                               int most, vf total[NIB_DOT_TOKENS]) {
+    vi scale[DOT_PARTS];
+    dot_spread(scale, w->scale, group, most);
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
+        const vf min = group == 16 ? vs_dot_f(w->min, row->whole16) : vs_dot_f(w->scale, row->whole32);
+        total[t] = vf_fma(min, vf_splat(-w->d_min * row->scale[0]), total[t]);
+        const vi sum = dot_scaled(w->code, row->code, scale, most);
+        total[t] = vf_fma(vi_to_f(sum), vf_splat(w->d * row->scale[0]), total[t]);
+    }
+}
+
+DOT_INLINE void dot_groups_step(const dot_groups *w, const nib_int_row *row, size_t stride, size_t n_tokens, int group,
+                                int most, vf total[NIB_DOT_TOKENS]) {
+    const vf minus_min = vf_sub(vf_zero(), w->min);
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
+        const vf other = vf_load(row->scale), both = group == 32 ? vf_mul(w->scale, other) : w->scale;
+        vf part[DOT_PARTS], factor[DOT_PARTS]; /* sums of two, so that no sum waits long for the one before */
+        DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+            part[p] = vi_to_f(dot_4(w->code[p], vi_load(row->code + 64 * p), most));
+            factor[p] = vf_spread_of(both, p, group);
+            if (group == 16) factor[p] = vf_mul(factor[p], vf_spread_of(other, p, 32));
+        }
+        const vf even = vf_fma(part[2], factor[2], vf_mul(part[0], factor[0]));
+        const vf odd = vf_fma(part[3], factor[3], vf_mul(part[1], factor[1]));
+        total[t] = vf_fma(minus_min, vf_load(group == 16 ? row->sum16 : row->sum32), total[t]);
+        total[t] = vf_add(total[t], vf_add(even, odd));
+    }
+}
+
+#if defined(NIB_VEC_512)
+/* The same weights for unpack. */
+DOT_INLINE void dot_write_codes(nib_codes *out, const dot_whole *w, int group) {
+    const vf word = vi_to_f(_mm512_cvtepi16_epi32(w->scale));
+    const __mmask16 used = group == 16 ? 0xffff : 0xff;
+    for (int p = 0; p < DOT_PARTS; p++) vi_store(out->code + 64 * p, w->code[p]);
+    _mm512_mask_storeu_ps(out->scale, used, vf_mul(word, vf_splat(w->d)));
+    _mm512_mask_storeu_ps(out->min, used, vf_mul(word, vf_splat(w->d_min)));
+}
+#endif
+
+/* What unpack left in memory. */
+DOT_INLINE void dot_read_codes(dot_groups *w, const nib_codes *codes) {
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] = vi_load(codes->code + 64 * p);
+    w->scale = vf_load(codes->scale);
+    w->min = vf_load(codes->min);
+}
+
+DOT_INLINE void dot_store(const nib_dot_task *task, size_t r, size_t n_tokens, const vf total[NIB_DOT_TOKENS]) {
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) task->out[t * task->out_stride + r] =
+        vf_sum(total[t]) + (task->bias ? task->bias[r] : 0);
+}
+
+typedef void dot_read_whole(dot_whole *w, const void *src);
+typedef void dot_read_groups(dot_groups *w, const void *src);
+
+/* Rows of formats with blocks of 256. Everything but the task is a constant at every call. */
+DOT_INLINE void dot_rows_whole(const nib_dot_task *task, size_t n_tokens, dot_read_whole *read, size_t bytes, int group,
+                               int most) {
+    const size_t n_blocks = task->n_cols / NIB_PANEL_K;
+    for (size_t r = 0; r < task->n_rows; r++) {
+        const char *at = (const char *)task->weights + r * task->row_bytes;
+        const nib_int_row *row = task->packed;
+        vf total[NIB_DOT_TOKENS];
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
+        for (size_t b = 0; b < n_blocks; b++, at += bytes, row++) {
+            dot_whole w;
+            dot_fetch(at, bytes);
+            read(&w, at);
+            dot_whole_step(&w, row, n_blocks, n_tokens, group, most, total);
+        }
+        dot_store(task, r, n_tokens, total);
+    }
+}
+
+/* Rows of formats with smaller blocks: `bytes` hold 256 weights; what is left at the end of a row is unpacked to memory. */
+DOT_INLINE void dot_rows_groups(const nib_format *format, const nib_dot_task *task, size_t n_tokens,
+                                dot_read_groups *read, size_t bytes, int group, int most) {
+    const size_t n_whole = task->n_cols / NIB_PANEL_K, rest = task->n_cols % NIB_PANEL_K;
+    const size_t stride = n_whole + (rest > 0);
+    for (size_t r = 0; r < task->n_rows; r++) {
+        const char *at = (const char *)task->weights + r * task->row_bytes;
+        const nib_int_row *row = task->packed;
+        vf total[NIB_DOT_TOKENS];
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
+        for (size_t b = 0; b < n_whole; b++, at += bytes, row++) {
+            dot_groups w;
+            dot_fetch(at, bytes);
+            read(&w, at);
+            dot_groups_step(&w, row, stride, n_tokens, group, most, total);
+        }
+        if (rest) {
+            nib_codes codes = {0};
+            dot_groups w;
+            format->unpack(format, &codes, at, rest);
+            dot_read_codes(&w, &codes);
+            dot_groups_step(&w, row, stride, n_tokens, group, most, total);
+        }
+        dot_store(task, r, n_tokens, total);
+    }
+}
+
+typedef vf dot_read_floats(const void *src);
+
+/* Rows of floats, 16 of which are `bytes`; the rest of a row is decoded to memory. */
+DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *task, size_t n_tokens,
+                                dot_read_floats *read, size_t bytes) {
+    enum { CHAINS = 4 };
+    const size_t stride = (task->n_cols + (size_t)NIB_PANEL_K - 1) / NIB_PANEL_K * NIB_PANEL_K;
+    const size_t step = (size_t)CHAINS * NIB_LANES, n_whole = task->n_cols / step * step;
+    for (size_t r = 0; r < task->n_rows; r++) {
+        const char *at = (const char *)task->weights + r * task->row_bytes;
+        const float *x = task->packed;
+        vf total[NIB_DOT_TOKENS], chain[CHAINS - 1][NIB_DOT_TOKENS];
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = chain[0][t] = chain[1][t] = chain[2][t] = vf_zero();
+        for (size_t k = 0; k < n_whole; k += step, at += CHAINS * bytes, x += step) {
+            dot_fetch(at, CHAINS * bytes);
+            const vf w[CHAINS] = {read(at), read(at + bytes), read(at + 2 * bytes), read(at + 3 * bytes)};
+            DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
+                total[t] = vf_fma(w[0], vf_load(x + t * stride), total[t]);
+                chain[0][t] = vf_fma(w[1], vf_load(x + t * stride + 16), chain[0][t]);
+                chain[1][t] = vf_fma(w[2], vf_load(x + t * stride + 32), chain[1][t]);
+                chain[2][t] = vf_fma(w[3], vf_load(x + t * stride + 48), chain[2][t]);
+            }
+        }
+        if (n_whole < task->n_cols) {
+            float rest[CHAINS * NIB_LANES] = {0};
+            format->decode(format, rest, at, task->n_cols - n_whole);
+            for (size_t i = 0; i < step; i += NIB_LANES)
+                DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] =
+                    vf_fma(vf_load(rest + i), vf_load(x + t * stride + i), total[t]);
+        }
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] =
+            vf_add(vf_add(total[t], chain[0][t]), vf_add(chain[1][t], chain[2][t]));
+        dot_store(task, r, n_tokens, total);
+    }
+}
+
+/* The call with n a constant: the task's number of tokens. */
+#define NIB_DOT_EACH(task, n, call) \
+    switch ((task)->n_tokens) {     \
+    case 1: {                       \
+        enum { n = 1 };             \
+        call;                       \
+        break;                      \
+    }                               \
+    case 2: {                       \
+        enum { n = 2 };             \
+        call;                       \
+        break;                      \
+    }                               \
+    case 3: {                       \
+        enum { n = 3 };             \
+        call;                       \
+        break;                      \
+    }                               \
+    case 4: {                       \
+        enum { n = 4 };             \
+        call;                       \
+        break;                      \
+    }                               \
+    case 5: {                       \
+        enum { n = 5 };             \
+        call;                       \
+        break;                      \
+    }                               \
+    }
+
+/* The `dot` of a format: name; how 256 weights are read and how many bytes they are; weights per scale; the largest
+ * code. */
+#if defined(NIB_NO_DOT)
+#define NIB_DOT_WHOLE(...)
+#define NIB_DOT_GROUPS(...)
+#define NIB_DOT_FLOATS(...)
+#define NIB_DOT(name) NULL
+#else
+#define NIB_DOT(name) name
+#define NIB_DOT_WHOLE(name, read, bytes, group, most)                            \
+    static void name(const nib_format *format, const nib_dot_task *task) {       \
+        (void)format;                                                            \
+        NIB_DOT_EACH(task, n, dot_rows_whole(task, n, read, bytes, group, most)) \
+    }
+#define NIB_DOT_GROUPS(name, read, bytes, group, most)                                    \
+    static void name(const nib_format *format, const nib_dot_task *task) {                \
+        NIB_DOT_EACH(task, n, dot_rows_groups(format, task, n, read, bytes, group, most)) \
+    }
+
+#define NIB_DOT_FLOATS(name, read, bytes)                                    \
+    static void name(const nib_format *format, const nib_dot_task *task) {   \
+        NIB_DOT_EACH(task, n, dot_rows_floats(format, task, n, read, bytes)) \
+    }
+#endif
+
+#endif

@@ -29,6 +29,7 @@ test: setup-tests
 # Every compiler and sanitizer.
 test-all: setup-all
 	@tools/test.sh release debug asan clang tsan msan
+	@tools/check_compilers.sh build/compilers
 
 bench: all
 	cmake --build build/release -j $(JOBS)

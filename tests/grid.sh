@@ -20,6 +20,9 @@ if [ "$(uname -m)" = x86_64 ]; then
   NIBBLE_CPU=portable expect 0 quantize demo --to q3m_256 -o portable.gguf -q
   cmp -s q3m_256.gguf portable.gguf || fail "other bytes at the lowest level"
 fi
+expect 0 quantize demo --to grid --pure -o all/; stdout '84 files'; stdout '^q8m_256 +.* all/nibble-demo-q8m_256.gguf$'
+equals "$(ls all | wc -l)" 84 "files of the whole grid"
+cmp -s all/nibble-demo-q3a.gguf plain.gguf || fail "one of many has other bytes than one alone"
 limit=300
 expect 0 study demo --to grid --pure --chunks 1 -o map
 stdout '84 levels are in the report'; [ -s map/map.svg ] || fail "no map"

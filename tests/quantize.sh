@@ -31,11 +31,17 @@ expect 2 quantize demo --to q4_o; stderr 'hint: did you mean q4_'
 expect 2 quantize demo --to q4_0,; stderr '^error: '
 expect 2 quantize demo --to q4_0,q4_0; stderr 'twice'
 expect 2 quantize demo; stderr -- '--to'
-expect 7 quantize demo --to grid; stderr '^  hint: '
+expect 0 quantize demo --to article --dry-run --json -o sets/; json; equals "$(grep -c '"dry_run"' "$out")" 6 "members of the article's set"
+expect 2 quantize demo --to grid,q4a --dry-run; stderr 'q4a is in the list twice'
+expect 2 quantize demo --to grid -o one.gguf; stderr 'folder'
 expect 0 quantize demo --to q8_0 --no-provenance -o plain.gguf
 if command -v jq >/dev/null; then
   expect 0 inspect plain.gguf --json; equals "$(field '[.metadata | keys[] | select(startswith("nibble."))] | length')" 0 "nibble's own metadata"
 fi
+
+# --- quantized twice ---
+expect 0 quantize plain.gguf --to q4_0 -o twice.gguf; stderr 'quantized already \(q8_0\)'
+expect 0 quantize plain.gguf --to q8_0 -o copied.gguf; no_stderr
 
 # --- several at once, split, resumed ---
 expect 2 quantize demo --to q8_0,q8_0 -o twice/; stderr 'twice'
@@ -56,6 +62,10 @@ cmp -s slow.gguf whole.gguf || fail "resumed it is another file"
 absent slow.gguf.partial; absent slow.gguf.journal
 "$nibble" quantize demo --to q3_k -o stopped.gguf >/dev/null 2>&1 &
 sleep 0.1; kill -INT $! 2>/dev/null; wait $! 2>/dev/null; absent stopped.gguf.partial; absent stopped.gguf.journal
+
+# --- no space left: here a limit on the size of files ---
+(ulimit -f 1000; expect 4 quantize demo --to q4_0 -o full.gguf; stderr 'cannot write'; exit $failures) || failures=$((failures + 1))
+absent full.gguf; absent full.gguf.partial; absent full.gguf.journal
 
 # --- eval ---
 expect 0 eval demo nibble-demo-q4_0.gguf out/nibble-demo-q2_k.gguf --chunks 3 --json -o result.json; json; cmp -s "$out" result.json || fail "-o and stdout differ"

@@ -1,5 +1,5 @@
-/* Formats: bytes and values against recorded results of the reference encoders; all levels against each other; the anchor
- * of reproducibility. With NIBBLE_SHARED the recorded rows are used; the rest runs on data made here. */
+/* Formats: bytes and values against recorded results of the reference encoders. With NIBBLE_SHARED the
+ * recorded rows are used; the rest runs on data made here. Levels against each other: test_kernel_check.c. */
 #include "base/sha256.h"
 #include "unit.h"
 
@@ -10,7 +10,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <xxhash.h>
 
 enum { NONE = UINT32_MAX, MAX_ROW = 512 };
 enum { N_RECORDED = 29 }; /* formats that have recorded rows */
@@ -353,6 +352,10 @@ static void check_codebook(nib_codebook_id id, unsigned n_spots, unsigned n_dist
         unsigned rest = spot;
         for (unsigned i = 0; i < book->group; i++, rest /= book->n_levels) level[i] = (uint8_t)(rest % book->n_levels);
         if (book->at[spot] >= 0) {
+            unsigned packed = 0;
+            for (unsigned i = 0; i < book->group; i++)
+                packed |= (unsigned)level[i] << (book->n_levels == 8 ? 3 : 2) * i;
+            assert_int_equal(book->packed[book->at[spot]], packed);
             assert_memory_equal(book->level + (unsigned)book->at[spot] * book->group, level, book->group);
             n_with_point++;
             continue;
@@ -373,7 +376,7 @@ static void check_codebook(nib_codebook_id id, unsigned n_spots, unsigned n_dist
                 n_seen += last != squared;
                 last = squared;
                 assert_true(n < list[0]);
-                assert_int_equal(list[1 + n++], p);
+                assert_int_equal(list[1 + n++], book->packed[p]);
             }
         }
         assert_int_equal(n, list[0]);
@@ -476,149 +479,29 @@ static void random_importance(float *x, size_t n) {
     }
 }
 
-/* Encodes at every level; returns the bytes of the lowest and fails where another one differs. */
-static void encode_everywhere(unsigned index, const float *x, size_t n, const float *importance, uint8_t *out) {
-    enum { GUARD = 64 };
-    static uint8_t buffer[GUARD + 4 * 4096 + GUARD];
-    const nib_format *lowest = nib_format_at_level(index, 0);
-    const size_t n_bytes = nib_format_row_bytes(lowest, n);
-    assert_true(n_bytes > 0 && n_bytes <= 4 * 4096);
-    for (unsigned level = 0; level < NIB_CPU_N_LEVELS; level++) {
-        if (!nib_cpu_level_runs(level)) continue;
-        const nib_format *format = nib_format_at_level(index, level);
-        uint8_t *at = buffer + GUARD - 1; /* any address will do */
-        memset(buffer, 0xa5, sizeof buffer);
-        assert_int_equal(format->encode(format, at, x, n, importance), NIB_VERDICT_OK);
-        for (unsigned i = 0; i < GUARD - 1; i++) assert_int_equal(buffer[i], 0xa5);
-        for (unsigned i = 0; i < GUARD; i++) assert_int_equal(at[n_bytes + i], 0xa5);
-        if (level == 0) memcpy(out, at, n_bytes);
-        if (memcmp(out, at, n_bytes) != 0)
-            fail_msg("%s: level %s encodes other bytes", format->facts.name, nib_cpu_level_name(level));
-    }
-}
-
-/* Decodes and unpacks at every level and compares the two. */
-static void decode_everywhere(unsigned index, const uint8_t *packed, size_t n) {
-    static float first[4096], decoded[4096 + 8];
-    for (unsigned level = 0; level < NIB_CPU_N_LEVELS; level++) {
-        if (!nib_cpu_level_runs(level)) continue;
-        const nib_format *format = nib_format_at_level(index, level);
-        for (unsigned i = 0; i < 8; i++) decoded[n + i] = 12345;
-        format->decode(format, decoded, packed, n);
-        for (unsigned i = 0; i < 8; i++) assert_true(decoded[n + i] == 12345);
-        if (level == 0) memcpy(first, decoded, n * sizeof *first);
-        assert_memory_equal(decoded, first, n * sizeof *first);
-        if (format->facts.kind != NIB_CLASS_SCALED) continue;
-        assert_true(format->group == 16 || format->group == 32);
-        for (size_t start = 0; start < n; start += NIB_PANEL_K) {
-            const size_t n_here = n - start < NIB_PANEL_K ? n - start : NIB_PANEL_K;
-            nib_codes codes;
-            memset(&codes, 0xee, sizeof codes);
-            format->unpack(format, &codes, packed + nib_format_row_bytes(format, start), n_here);
-            for (size_t i = 0; i < n_here; i++) {
-                const float scale = codes.scale[i / format->group], min = codes.min[i / format->group];
-                const float value = scale * (float)codes.code[i] - min;
-                const float size = fabsf(scale) * 256 + fabsf(min);
-                if (fabsf(value - decoded[start + i]) > size * 0x1p-22f)
-                    fail_msg("%s: weight %zu: unpack %g, decode %g", format->facts.name, start + i, value,
-                             decoded[start + i]);
+/* Encoders work on many blocks at once; a block's bytes do not depend on its neighbours or on how many there are. */
+static void test_blocks_alone(void **state) {
+    (void)state;
+    enum { N = 4096, BLOCK = 256 };
+    static float x[N], importance[N];
+    static uint8_t together[4 * N], alone[4 * BLOCK];
+    seed = 7;
+    random_row(x, N);
+    random_importance(importance, N);
+    for (unsigned i = 0; i < BLOCK; i++) x[3 * BLOCK + i] = x[9 * BLOCK + i % 16] = 0;
+    for (unsigned i = 0; i < nib_format_count() * NIB_CPU_N_LEVELS; i++) {
+        const unsigned level = i % NIB_CPU_N_LEVELS;
+        const nib_format *format = nib_format_at_level(i / NIB_CPU_N_LEVELS, level);
+        if (!format->encode || format->facts.block != BLOCK || !nib_cpu_level_runs(level)) continue;
+        const bool needs = format->encode(format, together, x, N, NULL) == NIB_VERDICT_NEEDS_IMPORTANCE;
+        for (unsigned weighted = needs; weighted < 2; weighted++) {
+            assert_int_equal(format->encode(format, together, x, N, weighted ? importance : NULL), NIB_VERDICT_OK);
+            for (unsigned b = 0; b < N; b += BLOCK) {
+                format->encode(format, alone, x + b, BLOCK, weighted ? importance + b : NULL);
+                assert_memory_equal(alone, together + b / BLOCK * format->facts.bytes, format->facts.bytes);
             }
-            for (size_t i = n_here; i < NIB_PANEL_K; i++) assert_int_equal(codes.code[i], 0xee);
         }
     }
-}
-
-static void test_levels_agree(void **state) {
-    (void)state;
-    static float x[4096], importance[4096];
-    static uint8_t packed[4 * 4096];
-    seed = 1;
-    for (unsigned index = 0; index < nib_format_count(); index++) {
-        const nib_format *format = nib_format_at(index);
-        if (!format->encode) continue;
-        const size_t block = format->facts.block;
-        const size_t lengths[] = {block, 3 * block, (block < 32 ? 7 : 9) * block, 1024, 4096 / block * block};
-        for (unsigned i = 0; i < 40; i++) {
-            const size_t n = lengths[i % 5] > 4096 ? block : lengths[i % 5];
-            random_row(x, n);
-            random_importance(importance, n);
-            const bool needs = nib_format_encode(format, packed, x, n, NULL) == NIB_VERDICT_NEEDS_IMPORTANCE;
-            encode_everywhere(index, x, n, i % 2 || needs ? importance : NULL, packed);
-            decode_everywhere(index, packed, n);
-        }
-        /* any bytes decode, and all levels agree on them; scales are kept finite */
-        for (size_t i = 0; i < sizeof packed; i++) packed[i] = (uint8_t)(next_random() & 0x3b);
-        if (format->facts.kind == NIB_CLASS_SCALED) decode_everywhere(index, packed, 2048);
-    }
-}
-
-static const struct anchor {
-    const char *name;
-    uint64_t hash;
-} anchors[] = {
-    {"f32", UINT64_C(0x5a3a8a2cc293561b)},    {"f16", UINT64_C(0x2b862abc7cf62141)},
-    {"bf16", UINT64_C(0x01212350bfdcb039)},   {"q8_0", UINT64_C(0x43fb2f446c533424)},
-    {"q4_0", UINT64_C(0xa36a68f1a3d4225c)},   {"q4_1", UINT64_C(0xa87e81c9497e25ed)},
-    {"q5_0", UINT64_C(0x5196aa80b72bb52c)},   {"q5_1", UINT64_C(0x1597d19ea205f833)},
-    {"q2_k", UINT64_C(0xd0a10b0a11c4f450)},   {"q3_k", UINT64_C(0xe95439e6d2168b5f)},
-    {"q4_k", UINT64_C(0x0df33867417d0f05)},   {"q5_k", UINT64_C(0x7fd9932eda31118a)},
-    {"q6_k", UINT64_C(0x584c6e8e3eaf3dee)},   {"iq4_nl", UINT64_C(0x8741b81c81d0db86)},
-    {"iq4_xs", UINT64_C(0x419af5c7f2daeb09)}, {"iq3_xxs", UINT64_C(0x13b7cae2305d95eb)},
-    {"iq3_s", UINT64_C(0xdbbe98c8631de4f2)},  {"iq2_s", UINT64_C(0xae59990bf235cf88)},
-    {"iq2_xs", UINT64_C(0xe2f0f4a438939151)}, {"iq2_xxs", UINT64_C(0xcd95fed00920ec43)},
-    {"iq1_m", UINT64_C(0xb0c239dd251d259b)},  {"iq1_s", UINT64_C(0xe2d3d30aab6a6dec)},
-    {"mxfp4", UINT64_C(0x5a64fe2f9ff60068)},  {"nvfp4", UINT64_C(0xcd029d99ca96f80f)},
-    {"q1_0", UINT64_C(0x3194282621912b07)},   {"q2_0", UINT64_C(0x103d752c19aef9fd)},
-    {"tq1_0", UINT64_C(0x5f203d1e67f38c84)},  {"tq2_0", UINT64_C(0x2c40dd4ed7d72983)},
-    {"q8_1", UINT64_C(0x8b43fa74312f70fe)},   {"q8_k", UINT64_C(0x347f868771d864f5)},
-    {"grid", UINT64_C(0x43c132d0cb8e9a13)},   {"plain floats", UINT64_C(0xe6e1c505b62a2664)},
-};
-enum { N_ANCHORS = sizeof anchors / sizeof *anchors };
-
-static const char *family_of(const nib_format *format) {
-    const uint32_t family = format->facts.gguf_type >> 16;
-    return family == 0x4E42 ? "grid" : family == 0x4E43 ? "plain floats" : format->facts.name;
-}
-
-static void hash_rows(XXH3_state_t *hash, const nib_format *format) {
-    static float x[2048], importance[2048];
-    static uint8_t packed[4 * 2048];
-    seed = 2026;
-    for (unsigned i = 0; i < 32; i++) {
-        random_row(x, 2048);
-        random_importance(importance, 2048);
-        nib_verdict seen = nib_format_encode(format, packed, x, 2048, i % 2 ? importance : NULL);
-        if (i % 2 == 0 && seen == NIB_VERDICT_NEEDS_IMPORTANCE)
-            seen = nib_format_encode(format, packed, x, 2048, importance);
-        assert_int_equal(seen, NIB_VERDICT_OK);
-        XXH3_64bits_update(hash, packed, nib_format_row_bytes(format, 2048));
-    }
-}
-
-/* One hash a format, and one for each of nibble's families, over everything the encoders write for rows made from a seed:
- * it must never change, with any compiler, level or machine. The rows that would be right are printed. */
-static void test_reproducible(void **state) {
-    (void)state;
-    unsigned n_wrong = 0, at = 0;
-    XXH3_state_t *hash = XXH3_createState();
-    assert_non_null(hash);
-    XXH3_64bits_reset(hash);
-    for (unsigned index = 0; index < nib_format_count(); index++) {
-        const nib_format *format = nib_format_at(index), *next = nib_format_at(index + 1);
-        const char *name = family_of(format);
-        if (!format->encode) continue;
-        hash_rows(hash, format);
-        if (next && !strcmp(family_of(next), name)) continue;
-        const uint64_t digest = XXH3_64bits_digest(hash);
-        const bool right = at < N_ANCHORS && !strcmp(anchors[at].name, name) && anchors[at].hash == digest;
-        if (!right) printf("    {\"%s\", UINT64_C(0x%016llx)},\n", name, (unsigned long long)digest);
-        n_wrong += !right;
-        at++;
-        XXH3_64bits_reset(hash);
-    }
-    XXH3_freeState(hash);
-    assert_int_equal(n_wrong, 0);
-    assert_int_equal(at, N_ANCHORS);
 }
 
 /* ---- The registry -------------------------------------------------------------------------------------------------- */
@@ -677,13 +560,19 @@ static void test_bad_weights(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_registry),       cmocka_unit_test(test_recorded_rows),
-        cmocka_unit_test(test_grid),           cmocka_unit_test(test_grid_refuses_unwritten_code),
-        cmocka_unit_test(test_levels_agree),   cmocka_unit_test(test_reproducible),
-        cmocka_unit_test(test_bad_weights),    cmocka_unit_test(test_codebooks),
-        cmocka_unit_test(test_mxfp4_exponent), cmocka_unit_test(test_needs_importance),
-        cmocka_unit_test(test_wide_numbers),   cmocka_unit_test(test_grid_members),
-        cmocka_unit_test(test_grid_search),    cmocka_unit_test(test_plain_floats),
+        cmocka_unit_test(test_registry),
+        cmocka_unit_test(test_blocks_alone),
+        cmocka_unit_test(test_recorded_rows),
+        cmocka_unit_test(test_grid),
+        cmocka_unit_test(test_grid_refuses_unwritten_code),
+        cmocka_unit_test(test_bad_weights),
+        cmocka_unit_test(test_codebooks),
+        cmocka_unit_test(test_mxfp4_exponent),
+        cmocka_unit_test(test_needs_importance),
+        cmocka_unit_test(test_wide_numbers),
+        cmocka_unit_test(test_grid_members),
+        cmocka_unit_test(test_grid_search),
+        cmocka_unit_test(test_plain_floats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

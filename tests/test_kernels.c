@@ -1,11 +1,13 @@
-/* Kernels against plain double arithmetic, on every level that runs here. */
+/* Kernels against plain double arithmetic, on every level that runs here. Products of every format: test_kernel_check.c. */
 #include "unit.h"
 
 #include "base/memory.h"
 #include "cpu/cpu.h"
 #include "cpu/pool.h"
 #include "format/format.h"
+#include "guard.h"
 #include "kernel/level.h"
+#include "reference.h"
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -30,25 +32,23 @@ static float *random_floats(size_t n, float scale) {
     return x;
 }
 
-/* Floats with a fence before and behind. */
-enum { FENCE = 32 };
+/* Floats with a page behind them that nobody may touch, and a pattern before. */
+enum { FENCE = 128 };
 typedef struct fenced {
-    float *all, *values;
+    guarded memory;
+    float *values;
     size_t n;
 } fenced;
 static fenced fenced_new(size_t n) {
-    fenced f = {nib_alloc_aligned((n + 2 * FENCE) * sizeof(float)), NULL, n};
-    assert_non_null(f.all);
-    memset(f.all, 0x5a, (n + 2 * FENCE) * sizeof(float));
-    f.values = f.all + FENCE;
+    fenced f = {guard_new(n * sizeof(float) + FENCE), NULL, n};
+    f.values = guard_place(&f.memory, n * sizeof(float), false);
+    memset((char *)f.values - FENCE, 0x5a, n * sizeof(float) + FENCE);
     return f;
 }
 static void fenced_check_and_free(fenced *f) {
-    for (size_t i = 0; i < FENCE * sizeof(float); i++) {
-        assert_int_equal(((unsigned char *)f->all)[i], 0x5a);
-        assert_int_equal(((unsigned char *)(f->values + f->n))[i], 0x5a);
-    }
-    nib_free_aligned(f->all);
+    const unsigned char *before = (const unsigned char *)f->values - FENCE;
+    for (size_t i = 0; i < FENCE; i++) assert_int_equal(before[i], 0x5a);
+    guard_free(&f->memory);
 }
 
 /* Calls fn once per level that runs here, with that level in force. */
@@ -216,25 +216,6 @@ static void check_logits(void) {
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
 
-/* What the deployed path makes of activations, as plainly as it can be said. */
-static void round_activations(nib_activation kind, float *x, size_t n) {
-    const size_t length = kind == NIB_ACT_Q8_256 ? 256 : 32;
-    for (size_t i = 0; i < n; i++) {
-        if (kind == NIB_ACT_F16) x[i] = nib_f16_to_f32(nib_f32_to_f16(x[i]));
-        if (kind == NIB_ACT_BF16) x[i] = nib_bf16_to_f32(nib_f32_to_bf16(x[i]));
-    }
-    if (kind != NIB_ACT_Q8_32 && kind != NIB_ACT_Q8_256) return;
-    for (size_t first = 0; first < n; first += length) {
-        const size_t end = first + length < n ? first + length : n;
-        float extreme = 0;
-        for (size_t i = first; i < end; i++)
-            if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
-        const float scale = kind == NIB_ACT_Q8_32 ? fabsf(extreme) / 127 : 1 / (-127 / extreme);
-        const float factor = kind == NIB_ACT_Q8_32 ? 1 / scale : -127 / extreme;
-        for (size_t i = first; i < end; i++) x[i] = extreme == 0 ? 0 : rintf(x[i] * factor) * scale;
-    }
-}
-
 typedef struct matrix {
     nib_matrix matrix;
     void *bytes;
@@ -283,10 +264,9 @@ static void check_products(nib_pool *pool, nib_path path, const matrix *matrices
     nib_linear(pool, path, x, n_tokens, products, n, scratch);
     for (uint32_t i = 0; i < n; i++) {
         const nib_format *format = nib_format_fast(matrices[i].matrix.format);
-        const bool plain = format->facts.kind == NIB_CLASS_SCALED && !format->unpack;
         const uint32_t n_rows = matrices[i].matrix.n_rows;
         memcpy(rounded, x, (size_t)n_tokens * n_cols * sizeof *x);
-        for (uint32_t t = 0; t < n_tokens && path == NIB_PATH_DEPLOYED && !plain; t++)
+        for (uint32_t t = 0; t < n_tokens && path == NIB_PATH_DEPLOYED && rounds_activations(format); t++)
             round_activations(format->activation, rounded + (size_t)t * n_cols, n_cols);
         for (uint32_t t = 0; t < n_tokens; t++)
             for (uint32_t r = 0; r < n_rows; r++) {
@@ -308,26 +288,6 @@ static void check_products(nib_pool *pool, nib_path path, const matrix *matrices
     nib_free_aligned(bias);
     nib_free_aligned(rounded);
     nib_free_aligned(scratch);
-}
-
-static void check_formats(void) {
-    static const uint32_t tokens[] = {1, 2, 5, 6, 13};
-    for (unsigned i = 0; nib_format_at(i); i++) {
-        const nib_format *format = nib_format_at(i);
-        const nib_format_facts *facts = nib_format_facts_of(format);
-        if (!facts->can_encode) continue;
-        const uint32_t odd = facts->block == 1 ? 173 : facts->block * (facts->block < 128 ? 5 : 3);
-        matrix wide = matrix_new(format, odd, 37),
-               short_one = matrix_new(format, facts->block > 64 ? facts->block : 64, 1);
-        for (size_t t = 0; t < 5; t++) {
-            check_products(NULL, NIB_PATH_DEPLOYED, &wide, 1, tokens[t]);
-            check_products(NULL, NIB_PATH_DEPLOYED, &short_one, 1, tokens[t]);
-        }
-        check_products(NULL, NIB_PATH_EXACT, &wide, 1, 3);
-        check_products(NULL, NIB_PATH_EXACT, &wide, 1, 7);
-        matrix_free(&wide);
-        matrix_free(&short_one);
-    }
 }
 
 /* Several formats behind one input, and more tokens than one piece takes. */
@@ -547,7 +507,6 @@ ON_EACH_LEVEL(elements)
 ON_EACH_LEVEL(rope)
 ON_EACH_LEVEL(logits)
 ON_EACH_LEVEL(embedding)
-ON_EACH_LEVEL(formats)
 ON_EACH_LEVEL(groups)
 ON_EACH_LEVEL(widths)
 ON_EACH_LEVEL(batches)
@@ -571,11 +530,11 @@ static void test_levels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_levels),     cmocka_unit_test(test_dp4),       cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_norm),       cmocka_unit_test(test_elements),  cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_logits),     cmocka_unit_test(test_embedding), cmocka_unit_test(test_formats),
-        cmocka_unit_test(test_groups),     cmocka_unit_test(test_widths),    cmocka_unit_test(test_batches),
-        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_levels),    cmocka_unit_test(test_dp4),       cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_norm),      cmocka_unit_test(test_elements),  cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_logits),    cmocka_unit_test(test_embedding), cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_widths),    cmocka_unit_test(test_batches),   cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -98,6 +99,23 @@ static void write_model(const char *name) {
     assert_false(b.text.failed);
     write_file(name, b.text.data, b.text.n_bytes, "wb");
     free_image(&b);
+}
+
+/* For one of the model's tensors, in the older format. */
+static void write_imatrix(const char *name) {
+    static const char tensor[] = "blk.0.attn_q.weight";
+    nib_string text = {0};
+    const int32_t head[] = {1, (int32_t)strlen(tensor)}, counts[] = {1, N_COLUMNS};
+    nib_string_add(&text, (const char *)head, sizeof head);
+    nib_string_add(&text, tensor, strlen(tensor));
+    nib_string_add(&text, (const char *)counts, sizeof counts);
+    for (unsigned i = 0; i < N_COLUMNS; i++) {
+        const float value = (float)(1 + i % 7);
+        nib_string_add(&text, (const char *)&value, sizeof value);
+    }
+    assert_false(text.failed);
+    write_file(name, text.data, text.n_bytes, "wb");
+    nib_string_fini(&text);
 }
 
 static nib_gguf *open_model(const char *name) {
@@ -312,6 +330,31 @@ static void test_resumed_with_other_options(void **state) {
     other = params;
     other.no_provenance = true;
     expect_refused("in.gguf", &other, "provenance");
+    other = params;
+    other.split_bytes = 20000;
+    expect_refused("in.gguf", &other, "split_bytes");
+    other = params;
+    other.measure_error = true;
+    expect_refused("in.gguf", &other, "measure_error");
+    other = params;
+    other.grid_search = true;
+    expect_refused("in.gguf", &other, "grid_search");
+    nib_error error = {0};
+    nib_overrides *overrides;
+    assert_int_equal(nib_overrides_new(&overrides, &error), NIB_OK);
+    assert_int_equal(nib_overrides_add_tensor(overrides, "attn_v=q4_0", &error), NIB_OK);
+    other = params;
+    other.overrides = overrides;
+    expect_refused("in.gguf", &other, "formats");
+    nib_overrides_free(overrides);
+    nib_imatrix *imatrix;
+    write_imatrix("imatrix.dat");
+    assert_int_equal(nib_imatrix_open(in_folder("imatrix.dat"), NULL, &imatrix, &error), NIB_OK);
+    other = params;
+    other.imatrix = imatrix;
+    expect_refused("in.gguf", &other, "imatrix");
+    nib_imatrix_free(imatrix);
+    assert_int_equal(unlink(in_folder("imatrix.dat")), 0);
     usleep(20000);
     write_model("in2.gguf");
     expect_refused("in2.gguf", &params, "input_mtime");
@@ -472,6 +515,44 @@ static void test_input_changes(void **state) {
     assert_int_equal(n_files(), 1);
 }
 
+/* ---- No space left ------------------------------------------------------------------------------------------------- */
+
+/* A limit on the size of files stands in for a disk that is full after so many bytes of the output. */
+static nib_status run_with_limit(const nib_quantize_params *params, rlim_t n_bytes, nib_error *error) {
+    struct rlimit was, limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    limit = (struct rlimit){.rlim_cur = n_bytes, .rlim_max = was.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    const nib_status status = run("in.gguf", "out.gguf", params, NULL, NULL, error);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+    return status;
+}
+
+static void test_no_space_at_any_point(void **state) {
+    (void)state;
+    struct stat info;
+    nib_error error = {0};
+    nib_quantize_params params = {.recipe = recipe_of("q8_0")};
+    prepare(&params);
+    assert_int_equal(stat(in_folder("whole.gguf"), &info), 0);
+    signal(SIGXFSZ, SIG_IGN);
+    for (off_t n_bytes = 0; n_bytes < info.st_size; n_bytes += n_bytes < 2000 ? 111 : 3333) {
+        params.resume = false;
+        assert_int_equal(run_with_limit(&params, (rlim_t)n_bytes, &error), NIB_ERR_IO);
+        assert_int_equal(n_files(), 2);
+        params.resume = true; /* what is written stays, and is not written again when there is space */
+        assert_int_equal(run_with_limit(&params, (rlim_t)n_bytes, &error), NIB_ERR_IO);
+        const uint32_t claimed = n_claimed("out.gguf.journal");
+        assert_true(n_bytes < info.st_size * 9 / 10 || claimed > 3);
+        expect_resumes(&params, claimed, claimed);
+    }
+    params.resume = false;
+    assert_int_equal(run_with_limit(&params, (rlim_t)info.st_size, &error), NIB_OK);
+    expect_same_files("out.gguf", "whole.gguf");
+    assert_int_equal(n_files(), 3);
+    signal(SIGXFSZ, SIG_DFL);
+}
+
 /* ---- Several outputs --------------------------------------------------------------------------------------------------- */
 
 static void test_many_equal_single(void **state) {
@@ -547,6 +628,7 @@ int main(void) {
         cmocka_unit_test_setup(test_hashes_in_the_file, empty_folder),
         cmocka_unit_test_setup(test_two_writers, empty_folder),
         cmocka_unit_test_setup(test_input_changes, empty_folder),
+        cmocka_unit_test_setup(test_no_space_at_any_point, empty_folder),
         cmocka_unit_test_setup(test_many_equal_single, empty_folder),
         cmocka_unit_test_setup(test_two_outputs_of_one_name, empty_folder),
     };

@@ -4,8 +4,10 @@ set -euo pipefail
 declare -A packages=(
     [build]="gcc libc6-dev cmake ninja-build pkg-config libjansson-dev libpcre2-dev libxxhash-dev"
     [test]="libcmocka-dev jq python3 binutils"
-    [all]="clang clang-format clang-tidy llvm libclang-rt-14-dev qemu-user"
+    [all]="clang clang-format clang-tidy llvm libclang-rt-14-dev"
 )
+# Emulators run the kernels' other levels, and a cross compiler makes those of ARM.
+[ "$(uname -m)" != x86_64 ] || packages[test]+=" qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 have() {
     if command -v dpkg-query >/dev/null; then
         [ "$(dpkg-query -W -f='${Status}' "$1" 2>/dev/null)" = "install ok installed" ]

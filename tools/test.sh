@@ -9,6 +9,9 @@ for preset in "$@"; do
     echo "== $preset"
     cmake --preset "$preset" -DNIBBLE_TESTS=ON >/dev/null
     cmake --build "build/$preset" -j "$jobs" -- --quiet
-    [ "$preset" = release ] && tools/check_symbols.sh build/release
+    if [ "$preset" = release ]; then
+        tools/check_symbols.sh build/release
+        tools/check_spills.sh build/release
+    fi
     ctest --test-dir "build/$preset" --output-on-failure --timeout 600 -j "$jobs"
 done

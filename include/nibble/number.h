@@ -21,14 +21,14 @@ typedef enum nib_number_fit {
     NIB_NUMBER_NONE,      /* NaN where the type has none; value is NaN and code 0 */
 } nib_number_fit;
 
-/* A number as one type stores it. Floats round to nearest, ties to even; f32, f16 and bf16 overflow to infinity, the 8 and
+/* A number as one type stores it. Floats round to nearest, ties to even; f64, f32, f16 and bf16 overflow to infinity, the 8 and
  * 4-bit floats stop at their largest value. Integers round halves up and stop at the ends of their range. */
 typedef struct nib_number {
     const char *type;                                  /* "f16" */
     uint32_t n_bits, n_exponent_bits, n_mantissa_bits; /* floats: 1 + n_exponent_bits + n_mantissa_bits = n_bits */
     bool is_integer, is_signed;
     int bias;      /* of the exponent */
-    uint32_t code; /* the bits; sign on top, then exponent, then mantissa; integers in two's complement */
+    uint64_t code; /* the bits; sign on top, then exponent, then mantissa; integers in two's complement */
     nib_number_fit fit;
     double value, error;              /* what is stored; value - x, NaN unless both are finite */
     double lowest, largest, smallest; /* ends of the finite range; the smallest value above zero */
@@ -37,7 +37,7 @@ typedef struct nib_number {
     double previous, next;            /* the stored value's neighbours; NaN where there is none */
 } nib_number;
 
-/* x in the type number `index` of: f32, f16, bf16, the five plain floats, i8, u8. false past the last. */
+/* x in the type number `index` of: f64, f32, f16, bf16, the five plain floats, i8, u8. false past the last. */
 NIB_API bool nib_number_at(unsigned index, double x, nib_number *out);
 /* "exact", "rounded", "underflow", "saturated", "overflow", "none" */
 NIB_API const char *nib_number_fit_name(nib_number_fit fit);

@@ -146,14 +146,15 @@ typedef struct nib_quantized {
  * had other options (field says which). NIB_ERR_CORRUPT: NaN or infinity in the weights, a scale that overflows (tensor,
  * row and column named), an importance matrix of another model. NIB_ERR_IO: space, permission, the input changed or shrank
  * meanwhile. NIB_ERR_UNSUPPORTED: a tensor whose format needs an importance matrix has none.
- * watch->warn hears of tensors without importance, of overrides that no tensor fits, and of what an earlier run left.
+ * watch->warn hears of tensors without importance or quantized already, of overrides that no tensor fits, and of what an
+ * earlier run left.
  * out->input may already be open elsewhere. */
 NIB_API nib_status nib_quantize(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params,
                                 nib_pool *pool, const nib_watch *watch, nib_quantized *out, nib_error *error);
 /* Several outputs from one pass over the input: every piece is read and decoded once. paths_out, params, outs: (n), n at most
  * NIB_QUANTIZE_MOST; two outputs of one name: NIB_ERR_USAGE. The space for all is checked before the first byte. Outputs get
  * their names when all are complete. Each file has the bytes that nib_quantize would give it. */
-#define NIB_QUANTIZE_MOST 64u
+#define NIB_QUANTIZE_MOST 128u
 NIB_API nib_status nib_quantize_many(const nib_gguf *gguf, size_t n, const char *const paths_out[],
                                      const nib_quantize_params params[], nib_pool *pool, const nib_watch *watch,
                                      nib_quantized outs[], nib_error *error);

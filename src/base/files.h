@@ -42,7 +42,9 @@ nib_status nib_output_open(const char *path, bool force, const nib_map *input, u
 nib_status nib_output_open_partial(const char *path, bool force, const nib_map *input, uint64_t n_bytes,
                                    nib_output **out, nib_error *error);
 nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error);
-/* Hands what is buffered to the system, so that it survives this process; frees the buffer (1 MiB). */
+/* The system brings to disk what is written while more is: little is left to the fsync at the end. */
+void nib_output_write_behind(nib_output *output);
+/* Hands what is buffered to the system, so that it survives this process; frees the buffer (256 KiB). */
 nib_status nib_output_flush(nib_output *output, nib_error *error);
 /* Over, or beyond, what was written; where nib_output_write goes on does not change. */
 nib_status nib_output_write_at(nib_output *output, uint64_t offset, const void *data, size_t n_bytes, nib_error *error);

@@ -17,7 +17,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { BUFFER_BYTES = 1 << 20 };
+enum { BUFFER_BYTES = 256 << 10, BEHIND_BYTES = 16 << 20 };
 
 struct nib_output {
     int fd;
@@ -26,6 +26,8 @@ struct nib_output {
     char *path, *partial;
     uint8_t *buffer; /* (BUFFER_BYTES) NULL while nothing is buffered: there may be many outputs */
     size_t n_buffered;
+    bool writes_behind;
+    uint64_t n_written, n_begun; /* where the next write goes, and up to where the system was asked to write */
 };
 
 static char *join(const char *a, const char *b) {
@@ -240,6 +242,13 @@ static nib_status write_all(nib_output *output, const uint8_t *data, size_t n_by
         if (written < 0) return nib_fail_errno(error, output->path, "cannot write the output");
         data += written;
         n_bytes -= (size_t)written;
+        output->n_written += (uint64_t)written;
+    }
+    if (output->writes_behind && output->n_written - output->n_begun >= BEHIND_BYTES) {
+        /* a hint: fsync will do what is not done by then */
+        sync_file_range(output->fd, (off_t)output->n_begun, (off_t)(output->n_written - output->n_begun),
+                        SYNC_FILE_RANGE_WRITE);
+        output->n_begun = output->n_written;
     }
     return NIB_OK;
 }
@@ -255,6 +264,10 @@ nib_status nib_output_flush(nib_output *output, nib_error *error) {
     free(output->buffer);
     output->buffer = NULL;
     return status;
+}
+
+void nib_output_write_behind(nib_output *output) {
+    output->writes_behind = true;
 }
 
 nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error) {
@@ -301,6 +314,7 @@ nib_status nib_output_rewind(nib_output *output, uint64_t n_bytes, nib_error *er
     output->n_buffered = 0;
     if (ftruncate(output->fd, (off_t)n_bytes) != 0 || lseek(output->fd, (off_t)n_bytes, SEEK_SET) < 0)
         return nib_fail_errno(error, output->path, "cannot go back in the output");
+    output->n_written = output->n_begun = n_bytes;
     return NIB_OK;
 }
 

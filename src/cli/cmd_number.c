@@ -73,9 +73,13 @@ static nib_status quantize(const nib_cli *cli, number_work *work, nib_error *err
 
 /* ---- Bits ------------------------------------------------------------------------------------------------------------- */
 
+typedef struct bits_text {
+    char s[72];
+} bits_text;
+
 /* "0 01111 1000000000": sign, exponent, significand; integers in one piece. */
-static nib_short_text show_bits(const nib_number *number) {
-    nib_short_text out;
+static bits_text show_bits(const nib_number *number) {
+    bits_text out;
     unsigned n = 0;
     for (unsigned bit = number->n_bits; bit-- > 0;) {
         out.s[n++] = number->code >> bit & 1 ? '1' : '0';
@@ -83,6 +87,16 @@ static nib_short_text show_bits(const nib_number *number) {
         if (!number->is_integer && ends && bit) out.s[n++] = ' ';
     }
     out.s[n] = '\0';
+    return out;
+}
+
+/* For a table: a significand that would fill the line in hexadecimal digits. */
+static bits_text show_bits_shortly(const nib_number *number) {
+    bits_text out = show_bits(number);
+    const unsigned n_mantissa = number->n_mantissa_bits, at = number->n_exponent_bits + 3;
+    if (n_mantissa > 23)
+        snprintf(out.s + at, sizeof out.s - at, "0x%0*llx", (int)(n_mantissa + 3) / 4,
+                 (unsigned long long)(number->code & ((UINT64_C(1) << n_mantissa) - 1)));
     return out;
 }
 
@@ -106,6 +120,14 @@ static nib_short_text show_exactly(double value) {
     return out;
 }
 
+/* Of numbers with many digits, how far away it is. */
+static nib_short_text show_neighbour(const nib_number *number, double neighbour) {
+    nib_short_text out = show_value(neighbour, number->digits);
+    if (number->digits > 15 && isfinite(neighbour) && isfinite(number->value))
+        snprintf(out.s, sizeof out.s, "x%+.2g", neighbour - number->value);
+    return out;
+}
+
 static nib_short_text show_error(const nib_number *number, double x) {
     nib_short_text out;
     if (isnan(number->error))
@@ -123,11 +145,12 @@ static void print_bits(double x) {
     nib_table_init(&table, "llrrrr", "type|sign, exponent, significand|stored|error|previous|next");
     for (unsigned i = 0; nib_number_at(i, x, &number); i++) {
         nib_table_add(&table, "%s", number.type);
-        nib_table_add(&table, "%s", show_bits(&number).s);
-        nib_table_add(&table, "%s", show_value(number.value, number.digits).s);
+        nib_table_add(&table, "%s", show_bits_shortly(&number).s);
+        nib_table_add(&table, "%s",
+                      number.digits > 15 ? show_exactly(number.value).s : show_value(number.value, number.digits).s);
         nib_table_add(&table, "%s", show_error(&number, x).s);
-        nib_table_add(&table, "%s", show_value(number.previous, number.digits).s);
-        nib_table_add(&table, "%s", show_value(number.next, number.digits).s);
+        nib_table_add(&table, "%s", show_neighbour(&number, number.previous).s);
+        nib_table_add(&table, "%s", show_neighbour(&number, number.next).s);
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
@@ -156,7 +179,8 @@ static void print_stored(const number_work *work) {
     nib_table table;
     nib_number number;
     unsigned n_types = 0;
-    for (; n_types + 2 < MOST_TYPES && nib_number_at(n_types, 0, &number); n_types++) {
+    const unsigned first = 1; /* f64 is the number itself */
+    for (; n_types + 2 < MOST_TYPES && nib_number_at(first + n_types, 0, &number); n_types++) {
         const size_t at = strlen(heads);
         snprintf(heads + at, sizeof heads - at, "|%s", number.type);
     }
@@ -165,7 +189,7 @@ static void print_stored(const number_work *work) {
     nib_table_init(&table, align, heads);
     for (unsigned i = 0; i < work->n; i++) {
         nib_table_add(&table, "%.6g", work->x[i]);
-        for (unsigned t = 0; t < n_types && nib_number_at(t, work->x[i], &number); t++)
+        for (unsigned t = 0; t < n_types && nib_number_at(first + t, work->x[i], &number); t++)
             nib_table_add(&table, "%.4g", number.value);
     }
     nib_table_print(&table, stdout);
@@ -181,10 +205,7 @@ static void print_numbers(const nib_cli *cli, const number_work *work) {
         if (work->n > 1) printf("\n%s%s%s\n", nib_console_bold(), show_exactly(work->x[i]).s, nib_console_plain());
         print_bits(work->x[i]);
     }
-    if (work->n == 1 || cli->verbose) {
-        putchar('\n');
-        print_ranges();
-    }
+    if (work->n == 1 || cli->verbose) print_ranges();
 }
 
 /* ---- Lists ------------------------------------------------------------------------------------------------------------ */
@@ -240,15 +261,15 @@ static void print_lists(const number_work *work) {
 /* ---- JSON ------------------------------------------------------------------------------------------------------------- */
 
 static void write_number(nib_json *json, const nib_number *number) {
-    const uint32_t n_mantissa = number->n_mantissa_bits;
+    const unsigned n_mantissa = number->n_mantissa_bits;
     nib_json_begin_object(json, NULL);
     nib_json_string(json, "type", number->type);
     nib_json_string(json, "bits", show_bits(number).s);
     nib_json_uint(json, "code", number->code);
     if (!number->is_integer) {
         nib_json_uint(json, "sign", number->code >> (number->n_bits - 1));
-        nib_json_uint(json, "exponent", number->code >> n_mantissa & ((1u << number->n_exponent_bits) - 1));
-        nib_json_uint(json, "significand", number->code & ((1u << n_mantissa) - 1));
+        nib_json_uint(json, "exponent", number->code >> n_mantissa & ((UINT64_C(1) << number->n_exponent_bits) - 1));
+        nib_json_uint(json, "significand", number->code & ((UINT64_C(1) << n_mantissa) - 1));
         nib_json_int(json, "bias", number->bias);
     }
     nib_json_number(json, "value", number->value);
@@ -338,9 +359,9 @@ const nib_command nib_command_number = {
     .group = "look",
     .usage = "X[,X...] [--to LIST]",
     .about = "the bits of a number in every format",
-    .more =
-        "error: relative to X. previous, next: the neighbours of what is stored. With --to: code, decoded value and\n"
-        "relative error of every number, and the block's scale and zero point.",
+    .more = "error: relative to X. previous, next: the neighbours of what is stored; f64's as distances. With --to: "
+            "code, decoded value and\n"
+            "relative error of every number, and the block's scale and zero point.",
     .examples = "nibble number 1.5\nnibble number -0.89,0.16,0.08,-0.13,0.16,-0.54 --to q4s,q4a --outlier 10",
     .output = "also write the JSON document to PATH",
     .output_is_document = true,

@@ -6,7 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define MOST_FORMATS 64
+#define MOST_FORMATS NIB_QUANTIZE_MOST
+#define FEW_OUTPUTS  4 /* told one by one */
 
 typedef struct job {
     nib_cli *cli;
@@ -284,6 +285,25 @@ static void print_summary(const nib_quantized *q, unsigned verbose) {
     printf("\n");
 }
 
+/* Of many outputs a line each. */
+static void print_summaries(const nib_quantized *q, unsigned n) {
+    nib_table table;
+    printf("quantized  %s  %s %s -> %u files   %s, peak memory %s\n", nib_cli_model_label(q->input).s, source_name(q),
+           nib_show_bytes(q->bytes_in).s, n, nib_show_seconds(q->seconds).s, nib_show_bytes(q->peak_rss).s);
+    nib_table_init(&table, "lrrrl", "recipe|size|bpw|worst tensor|file");
+    for (unsigned i = 0; i < n; i++) {
+        double worst = NAN;
+        for (uint32_t t = 0; t < q[i].n_tensors; t++) worst = fmax(worst, q[i].tensors[t].rel_rmse); /* ignores NaN */
+        nib_table_add(&table, "%s", nib_recipe_name(q[i].recipe));
+        nib_table_add(&table, "%s", nib_show_bytes(q[i].bytes_out).s);
+        nib_table_add(&table, "%.2f", q[i].bpw);
+        nib_table_add(&table, isnan(worst) ? "-" : "%.2f%%", 100 * worst);
+        nib_table_add(&table, "%s", q[i].output);
+    }
+    nib_table_print(&table, stdout);
+    nib_table_fini(&table);
+}
+
 static nib_status quantize_all(job *j, nib_json *json, nib_error *error) {
     nib_quantize_params params[MOST_FORMATS];
     nib_quantized *q = calloc(j->n, sizeof *q);
@@ -299,8 +319,9 @@ static nib_status quantize_all(job *j, nib_json *json, nib_error *error) {
         if (json && j->n > 1) nib_json_begin_object(json, NULL);
         if (json) nib_quantized_write_json(&q[i], json);
         if (json && j->n > 1) nib_json_end_object(json);
-        if (!j->cli->json) print_summary(&q[i], j->cli->verbose);
+        if (!j->cli->json && j->n <= FEW_OUTPUTS) print_summary(&q[i], j->cli->verbose);
     }
+    if (!status && !j->cli->json && j->n > FEW_OUTPUTS) print_summaries(q, j->n);
     for (unsigned i = 0; i < j->n; i++) nib_quantized_fini(&q[i]);
     free(q);
     return status;
@@ -363,7 +384,9 @@ static const nib_option options[] = {
      .kind = NIB_OPTION_TEXT,
      .value = "FORMAT[,FORMAT...]",
      .about = "the format or mix to make (nibble formats)",
-     .more = "Names mean what they mean to llama-quantize: q4_k is q4_k_m, a mix of formats."},
+     .more =
+         "Names mean what they mean to llama-quantize: q4_k is q4_k_m, a mix of formats. article: q8_0,q8a,q4_1,q4_0,\n"
+         "q2_k,q2s. grid: all 84 members of the grid family; take -o FOLDER/ then."},
     {.name = "pure", .kind = NIB_OPTION_SWITCH, .about = "one format for every matrix that can hold it, no mix"},
     {.name = "grid-search",
      .kind = NIB_OPTION_SWITCH,
@@ -420,10 +443,12 @@ const nib_command nib_command_quantize = {
     .about = "make a model file smaller",
     .more = "The file appears under its name only when complete. Without -o it is called MODEL-FORMAT.gguf.\n"
             "The bytes do not depend on the processor or the number of threads.",
-    .examples = "nibble quantize model.gguf --to q4_k\nnibble quantize demo --to q8_0 -o small.gguf\n"
-                "nibble quantize model.gguf --to q8_0,q4_k,q2_k -o out/\nnibble quantize model.gguf --to q4_0 --pure "
-                "--dry-run\n"
-                "nibble quantize model.gguf --to q3_k_m --imatrix imatrix.gguf --tensor attn_v=q6_k",
+    .examples =
+        "nibble quantize model.gguf --to q4_k\nnibble quantize demo --to q8_0 -o small.gguf\n"
+        "nibble quantize model.gguf --to q8_0,q4_k,q2_k -o out/\nnibble quantize model.gguf --to grid --pure -o "
+        "grid/\nnibble quantize model.gguf --to q4_0 --pure "
+        "--dry-run\n"
+        "nibble quantize model.gguf --to q3_k_m --imatrix imatrix.gguf --tensor attn_v=q6_k",
     .output = "file to write; a folder for several formats",
     .options = options,
     .min_words = 1,

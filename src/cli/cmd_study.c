@@ -17,9 +17,7 @@
 
 static nib_status read_levels(nib_cli *cli, const nib_recipe **levels, unsigned *n, nib_error *error) {
     const char *list = nib_cli_text(cli, "to");
-    *n = nib_study_levels(list ? list : "default", levels, MOST_LEVELS);
-    if (*n || !list) return NIB_OK;
-    return nib_cli_parse_recipes(list, levels, MOST_LEVELS, n, error);
+    return nib_cli_parse_recipes(list ? list : "default", levels, MOST_LEVELS, n, error);
 }
 
 /* Expected seconds with this much text. */

@@ -3,7 +3,7 @@
  * stderr: errors in three lines, warnings, notes, and one progress line that is redrawn in place and erased before
  * anything else is printed. stdout: results; what could not be written is found at the end by nib_console_finish.
  * SIGINT and SIGTERM set a flag that stops the library at its next look, so that it can clean up; a second one ends the
- * program at once. A closed pipe is noticed as a failed write, not by a signal. */
+ * program at once. A closed pipe and a limit on the size of files are noticed as a failed write, not by a signal. */
 #include "cli.h"
 #include <errno.h>
 #include <math.h>
@@ -41,6 +41,7 @@ void nib_console_begin(void) {
     sigaction(SIGTERM, &action, NULL);
     action.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &action, NULL);
+    sigaction(SIGXFSZ, &action, NULL);
 }
 
 static bool wants_colour(const char *when, int fd) {

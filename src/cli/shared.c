@@ -1,5 +1,6 @@
 /* What several commands need: models by name, outputs that are never half-written, JSON documents, sampling. */
 #include "cli.h"
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -291,16 +292,17 @@ nib_status nib_cli_parse_recipes(const char *list, const nib_recipe **out, unsig
             return nib_cli_fail(error, NIB_ERR_USAGE, "names separated by commas, such as q8_0,q4_k",
                                 "\"%s\" is not a list of formats", list);
         snprintf(name, sizeof name, "%.*s", (int)length, at);
-        if (strcasecmp(name, "grid") == 0)
-            return nib_cli_fail(error, NIB_ERR_UNSUPPORTED, "name the formats one by one; nibble formats lists them",
-                                "the set \"grid\" cannot be asked for as a whole");
-        const nib_recipe *recipe = nib_recipe_find(name, error);
-        if (!recipe) return NIB_ERR_USAGE;
-        for (unsigned i = 0; i < *n; i++)
-            if (out[i] == recipe)
-                return nib_cli_fail(error, NIB_ERR_USAGE, "leave one out", "%s is in the list twice", name);
-        if (*n == most) return nib_cli_fail(error, NIB_ERR_USAGE, NULL, "more than %u formats", most);
-        out[(*n)++] = recipe;
+        for (char *c = name; *c; c++) *c = (char)tolower((unsigned char)*c);
+        const unsigned first = *n, n_set = nib_study_levels(name, out + first, most - first);
+        if (n_set > most - first || (!n_set && first == most))
+            return nib_cli_fail(error, NIB_ERR_USAGE, NULL, "more than %u formats", most);
+        if (!n_set && !(out[first] = nib_recipe_find(name, error))) return NIB_ERR_USAGE;
+        *n += n_set ? n_set : 1;
+        for (unsigned k = first; k < *n; k++)
+            for (unsigned i = 0; i < first; i++)
+                if (out[i] == out[k])
+                    return nib_cli_fail(error, NIB_ERR_USAGE, "leave one out", "%s is in the list twice",
+                                        nib_recipe_name(out[k]));
         at = comma ? comma + 1 : NULL;
     }
     return NIB_OK;

@@ -8,6 +8,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 typedef struct level {
@@ -52,6 +54,11 @@ static unsigned abilities(void) {
         if (has(leaf71_a, bit_AVX512BF16)) found |= NIB_CPU_BF16;
     }
     return found;
+}
+#elif defined(__aarch64__) && defined(__linux__)
+static unsigned abilities(void) {
+    enum { DOTPROD = 1 << 20, I8MM = 1 << 13 }; /* Linux: HWCAP_ASIMDDP of AT_HWCAP, HWCAP2_I8MM of AT_HWCAP2 */
+    return (getauxval(AT_HWCAP) & DOTPROD ? NIB_CPU_DOTPROD : 0) | (getauxval(AT_HWCAP2) & I8MM ? NIB_CPU_I8MM : 0);
 }
 #else
 static unsigned abilities(void) {

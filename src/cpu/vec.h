@@ -1,14 +1,17 @@
-/* Vectors of 16 lanes, the same on every level: one zmm, two ymm, or four 16-byte vectors of the compiler. Kernels written
+/* Vectors of 16 lanes, the same on every level: one zmm, two ymm, or four 16-byte vectors (of NEON, or of
+ * the compiler). Kernels written
  * with them add in the same order everywhere; what may differ between levels is one rounding per multiply-add where the
  * processor has no fused one.
  *
- *     vf 16 floats, vi 16 int32 (or 64 bytes), vd 16 doubles (for sums that must not lose digits)
+ *     vf 16 floats, vi 16 int32 (or 64 bytes), vd 16 doubles (for sums that must not lose digits), vm 16 truth values
  *
  * Loads and stores take any alignment. Included by files that are compiled once per level. */
 #ifndef NIB_CPU_VEC_H
 #define NIB_CPU_VEC_H
 
 #include "base/half.h"
+#include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -27,6 +30,7 @@ typedef __m512i vi;
 typedef struct vd {
     __m512d a, b;
 } vd;
+typedef __mmask16 vm;
 
 static inline vf vf_splat(float x) {
     return _mm512_set1_ps(x);
@@ -76,6 +80,10 @@ static inline __m128 vf_quarter_max(vf x) {
     const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
+static inline __m128 vf_quarter_min(vf x) {
+    const __m256 y = _mm256_min_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return _mm_min_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
 }
@@ -116,6 +124,112 @@ static inline vi vi_shl(vi x, int n) {
 static inline vi vi_sar(vi x, int n) {
     return _mm512_srai_epi32(x, (unsigned)n);
 }
+static inline vf vf_sqrt(vf x) {
+    return _mm512_sqrt_ps(x);
+}
+/* To the nearest integer, ties to even; |x| < 2^22 - 1. A zero may have either sign. */
+static inline vf vf_round(vf x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* Comparisons with a NaN are false. */
+static inline vm vf_lt(vf x, vf y) {
+    return _mm512_cmp_ps_mask(x, y, _CMP_LT_OQ);
+}
+static inline vm vf_eq(vf x, vf y) {
+    return _mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ);
+}
+static inline vm vi_eq(vi x, vi y) {
+    return _mm512_cmpeq_epi32_mask(x, y);
+}
+static inline vm vi_lt(vi x, vi y) {
+    return _mm512_cmplt_epi32_mask(x, y);
+}
+static inline vm vm_and(vm x, vm y) {
+    return (vm)(x & y);
+}
+static inline vm vm_or(vm x, vm y) {
+    return (vm)(x | y);
+}
+/* x and not y */
+static inline vm vm_except(vm x, vm y) {
+    return (vm)(x & ~y);
+}
+static inline bool vm_any(vm x) {
+    return x != 0;
+}
+/* m ? x : y, lane by lane */
+static inline vf vf_choose(vm m, vf x, vf y) {
+    return _mm512_mask_blend_ps(m, y, x);
+}
+static inline vi vi_choose(vm m, vi x, vi y) {
+    return _mm512_mask_blend_epi32(m, y, x);
+}
+static inline vi vi_and(vi x, vi y) {
+    return _mm512_and_si512(x, y);
+}
+static inline vi vi_or(vi x, vi y) {
+    return _mm512_or_si512(x, y);
+}
+static inline vi vi_max(vi x, vi y) {
+    return _mm512_max_epi32(x, y);
+}
+static inline vi vi_min(vi x, vi y) {
+    return _mm512_min_epi32(x, y);
+}
+/* Bit i: lane i. */
+static inline uint32_t vm_bits(vm x) {
+    return x;
+}
+/* 8 numbers twice, a table for vf_lookup8. */
+static inline vf vf_twice(const float *p) {
+    return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+}
+/* table[index % 8], lane by lane; the table's halves are equal. */
+static inline vf vf_lookup8(vf table, vi index) {
+    return _mm512_permutexvar_ps(index, table);
+}
+/* table[index % 16] */
+static inline vf vf_lookup16(vf table, vi index) {
+    return _mm512_permutexvar_ps(index, table);
+}
+static inline vi vi_from_u16(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
+}
+/* Towards zero; |x| < 2^31. */
+static inline vi vf_to_i(vf x) {
+    return _mm512_cvttps_epi32(x);
+}
+/* The low byte of every lane: 16 bytes. */
+static inline void vi_store_bytes(void *p, vi x) {
+    _mm_storeu_si128(p, _mm512_cvtepi32_epi8(x));
+}
+/* to[j], lane i = from[i * stride + j], i and j < 16 */
+static inline void vf_transpose(vf to[16], const float *from, size_t stride) {
+    __m512d pairs[16];
+    for (size_t i = 0; i < 16; i += 4) {
+        const vf r0 = vf_load(from + i * stride), r1 = vf_load(from + (i + 1) * stride);
+        const vf r2 = vf_load(from + (i + 2) * stride), r3 = vf_load(from + (i + 3) * stride);
+        const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
+        const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
+        const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
+        const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
+        /* pairs[i + k]: in each quarter q, column 4 q + k of rows i to i + 3 */
+        pairs[i] = _mm512_unpacklo_pd(low01, low23);
+        pairs[i + 1] = _mm512_unpackhi_pd(low01, low23);
+        pairs[i + 2] = _mm512_unpacklo_pd(high01, high23);
+        pairs[i + 3] = _mm512_unpackhi_pd(high01, high23);
+    }
+    for (size_t k = 0; k < 4; k++) {
+        const vf r0 = _mm512_castpd_ps(pairs[k]), r4 = _mm512_castpd_ps(pairs[k + 4]);
+        const vf r8 = _mm512_castpd_ps(pairs[k + 8]), r12 = _mm512_castpd_ps(pairs[k + 12]);
+        const vf even0 = _mm512_shuffle_f32x4(r0, r4, 0x88), odd0 = _mm512_shuffle_f32x4(r0, r4, 0xdd);
+        const vf even8 = _mm512_shuffle_f32x4(r8, r12, 0x88), odd8 = _mm512_shuffle_f32x4(r8, r12, 0xdd);
+        to[k] = _mm512_shuffle_f32x4(even0, even8, 0x88);
+        to[k + 4] = _mm512_shuffle_f32x4(odd0, odd8, 0x88);
+        to[k + 8] = _mm512_shuffle_f32x4(even0, even8, 0xdd);
+        to[k + 12] = _mm512_shuffle_f32x4(odd0, odd8, 0xdd);
+    }
+}
 /* acc[i] += sum over j < 4 of u[4 i + j] * s[4 i + j], u unsigned and s signed bytes; exact for all values. */
 static inline vi vi_dp4(vi acc, vi u, vi s) {
 #if defined(__AVX512VNNI__)
@@ -126,12 +240,6 @@ static inline vi vi_dp4(vi acc, vi u, vi s) {
     const vi odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
     return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
 #endif
-}
-static inline vi vi_and(vi x, vi y) {
-    return _mm512_and_si512(x, y);
-}
-static inline vi vi_or(vi x, vi y) {
-    return _mm512_or_si512(x, y);
 }
 static inline vi vi_xor(vi x, vi y) {
     return _mm512_xor_si512(x, y);
@@ -161,10 +269,6 @@ static inline vi vi_look_up(const void *table, vi x) {
 /* Lanes whose low halves are half-precision numbers. */
 static inline vf vf_from_low_f16(vi x) {
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x));
-}
-/* The lowest byte of every lane. */
-static inline void vi_store_bytes(void *p, vi x) {
-    _mm_storeu_si128(p, _mm512_cvtepi32_epi8(x));
 }
 static inline __m256i vi_two_rows(const char *p, size_t stride) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const void *)p)),
@@ -230,6 +334,9 @@ typedef struct vi {
 typedef struct vd {
     __m256d v[4];
 } vd;
+typedef struct vm {
+    __m256 a, b;
+} vm;
 
 /* f(x) on both halves, with one, two or three operands. */
 #define NIB_BOTH(type, f, x)        ((type){f((x).a), f((x).b)})
@@ -285,6 +392,10 @@ static inline __m128 vf_quarter_max(vf x) {
     const __m256 y = _mm256_max_ps(x.a, x.b);
     return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
 }
+static inline __m128 vf_quarter_min(vf x) {
+    const __m256 y = _mm256_min_ps(x.a, x.b);
+    return _mm_min_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)),
                 _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
@@ -331,6 +442,115 @@ static inline vi vi_shl(vi x, int n) {
 static inline vi vi_sar(vi x, int n) {
     return (vi){_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
 }
+static inline vf vf_sqrt(vf x) {
+    return NIB_BOTH(vf, _mm256_sqrt_ps, x);
+}
+static inline __m256 vf_half_round(__m256 x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline vf vf_round(vf x) {
+    return NIB_BOTH(vf, vf_half_round, x);
+}
+static inline vm vf_lt(vf x, vf y) {
+    return (vm){_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
+}
+static inline vm vf_eq(vf x, vf y) {
+    return (vm){_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)};
+}
+static inline vm vi_eq(vi x, vi y) {
+    return (vm){_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.a, y.a)), _mm256_castsi256_ps(_mm256_cmpeq_epi32(x.b, y.b))};
+}
+static inline vm vi_lt(vi x, vi y) {
+    return (vm){_mm256_castsi256_ps(_mm256_cmpgt_epi32(y.a, x.a)), _mm256_castsi256_ps(_mm256_cmpgt_epi32(y.b, x.b))};
+}
+static inline vm vm_and(vm x, vm y) {
+    return NIB_BOTH2(vm, _mm256_and_ps, x, y);
+}
+static inline vm vm_or(vm x, vm y) {
+    return NIB_BOTH2(vm, _mm256_or_ps, x, y);
+}
+static inline vm vm_except(vm x, vm y) {
+    return NIB_BOTH2(vm, _mm256_andnot_ps, y, x);
+}
+static inline bool vm_any(vm x) {
+    return _mm256_movemask_ps(_mm256_or_ps(x.a, x.b)) != 0;
+}
+static inline vf vf_choose(vm m, vf x, vf y) {
+    return NIB_BOTH3(vf, _mm256_blendv_ps, y, x, m);
+}
+static inline vi vi_choose(vm m, vi x, vi y) {
+    return vi_bits(vf_choose(m, vf_bits(x), vf_bits(y)));
+}
+static inline vi vi_and(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_and_si256, x, y);
+}
+static inline vi vi_or(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_or_si256, x, y);
+}
+static inline vi vi_max(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_max_epi32, x, y);
+}
+static inline vi vi_min(vi x, vi y) {
+    return NIB_BOTH2(vi, _mm256_min_epi32, x, y);
+}
+static inline uint32_t vm_bits(vm x) {
+    return (uint32_t)_mm256_movemask_ps(x.a) | (uint32_t)_mm256_movemask_ps(x.b) << 8;
+}
+static inline vf vf_twice(const float *p) {
+    return (vf){_mm256_loadu_ps(p), _mm256_loadu_ps(p)};
+}
+static inline vf vf_lookup8(vf table, vi index) {
+    return NIB_BOTH2(vf, _mm256_permutevar8x32_ps, table, index);
+}
+static inline __m256 vf_half_lookup16(vf table, __m256i index) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.a, index), _mm256_permutevar8x32_ps(table.b, index),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+static inline vf vf_lookup16(vf table, vi index) {
+    return (vf){vf_half_lookup16(table, index.a), vf_half_lookup16(table, index.b)};
+}
+static inline vi vi_from_u16(const uint16_t *p) {
+    return (vi){_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p + 8)))};
+}
+static inline vi vf_to_i(vf x) {
+    return NIB_BOTH(vi, _mm256_cvttps_epi32, x);
+}
+static inline void vi_store_bytes(void *p, vi x) {
+    const __m256i low = _mm256_set1_epi32(255);
+    const __m256i pairs = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    const __m128i halves = _mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm_storeu_si128(p, _mm_shuffle_epi32(halves, 0xd8)); /* a0 b0 a1 b1 -> a0 a1 b0 b1 */
+}
+/* to[j], lane i = from[i * stride + j], i and j < 8 */
+static inline void vf_transpose_8(__m256 to[8], const float *from, size_t stride) {
+    __m256d pairs[8];
+    for (size_t i = 0; i < 8; i += 4) {
+        const __m256 r0 = _mm256_loadu_ps(from + i * stride), r1 = _mm256_loadu_ps(from + (i + 1) * stride);
+        const __m256 r2 = _mm256_loadu_ps(from + (i + 2) * stride), r3 = _mm256_loadu_ps(from + (i + 3) * stride);
+        const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1));
+        const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
+        const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3));
+        const __m256d high23 = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
+        pairs[i] = _mm256_unpacklo_pd(low01, low23);
+        pairs[i + 1] = _mm256_unpackhi_pd(low01, low23);
+        pairs[i + 2] = _mm256_unpacklo_pd(high01, high23);
+        pairs[i + 3] = _mm256_unpackhi_pd(high01, high23);
+    }
+    for (size_t k = 0; k < 4; k++) {
+        const __m256 r0 = _mm256_castpd_ps(pairs[k]), r4 = _mm256_castpd_ps(pairs[k + 4]);
+        to[k] = _mm256_permute2f128_ps(r0, r4, 0x20);
+        to[k + 4] = _mm256_permute2f128_ps(r0, r4, 0x31);
+    }
+}
+static inline void vf_transpose(vf to[16], const float *from, size_t stride) {
+    for (size_t half = 0; half < 2; half++) {
+        __m256 above[8], below[8]; /* rows 0-7 and 8-15 of these 8 columns */
+        vf_transpose_8(above, from + 8 * half, stride);
+        vf_transpose_8(below, from + 8 * stride + 8 * half, stride);
+        for (size_t k = 0; k < 8; k++) to[8 * half + k] = (vf){above[k], below[k]};
+    }
+}
 static inline __m256i vi_half_dp4(__m256i acc, __m256i u, __m256i s) {
     const __m256i even =
         _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
@@ -339,12 +559,6 @@ static inline __m256i vi_half_dp4(__m256i acc, __m256i u, __m256i s) {
 }
 static inline vi vi_dp4(vi acc, vi u, vi s) {
     return NIB_BOTH3(vi, vi_half_dp4, acc, u, s);
-}
-static inline vi vi_and(vi x, vi y) {
-    return NIB_BOTH2(vi, _mm256_and_si256, x, y);
-}
-static inline vi vi_or(vi x, vi y) {
-    return NIB_BOTH2(vi, _mm256_or_si256, x, y);
 }
 static inline vi vi_xor(vi x, vi y) {
     return NIB_BOTH2(vi, _mm256_xor_si256, x, y);
@@ -373,11 +587,6 @@ static inline vf vf_from_low_f16(vi x) {
     const __m256i mask = _mm256_set1_epi32(0xffff);
     const __m256i halves = vi_low_halves((vi){_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)});
     return (vf){_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
-}
-static inline void vi_store_bytes(void *p, vi x) {
-    const __m256i mask = _mm256_set1_epi32(0xff);
-    const __m256i halves = vi_low_halves((vi){_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)});
-    _mm_storeu_si128(p, _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
 }
 static inline __m256i vi_two_rows(const char *p, size_t stride) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const void *)p)),
@@ -434,6 +643,9 @@ static inline void vd_store(double *p, vd x) {
     for (int i = 0; i < 4; i++) _mm256_storeu_pd(p + 4 * i, x.v[i]);
 }
 
+#elif defined(NIB_VEC_NEON)
+#include "cpu/vec_neon.h"
+
 #else
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -451,6 +663,9 @@ typedef struct vi {
 typedef struct vd {
     double v[16];
 } vd;
+typedef struct vm {
+    nib_i32x4 v[4];
+} vm;
 
 #define NIB_EACH for (int i = 0; i < 4; i++)
 
@@ -514,6 +729,12 @@ static inline nib_f32x4 vf_larger(nib_f32x4 x, nib_f32x4 y) {
 static inline nib_f32x4 vf_quarter_max(vf x) {
     return vf_larger(vf_larger(x.v[0], x.v[2]), vf_larger(x.v[1], x.v[3]));
 }
+static inline nib_f32x4 vf_smaller(nib_f32x4 x, nib_f32x4 y) {
+    return vf_pick(x < y, x, y);
+}
+static inline nib_f32x4 vf_quarter_min(vf x) {
+    return vf_smaller(vf_smaller(x.v[0], x.v[2]), vf_smaller(x.v[1], x.v[3]));
+}
 static inline vf vf_from_f16(const uint16_t *p) {
     float lanes[16];
     for (int i = 0; i < 16; i++) lanes[i] = nib_f16_to_f32(p[i]);
@@ -573,6 +794,120 @@ static inline vi vi_sar(vi x, int n) {
     NIB_EACH x.v[i] >>= n;
     return x;
 }
+static inline vf vf_sqrt(vf x) {
+#if defined(__SSE2__)
+    NIB_EACH x.v[i] = (nib_f32x4)_mm_sqrt_ps((__m128)x.v[i]);
+#else
+    NIB_EACH for (int k = 0; k < 4; k++) x.v[i][k] = sqrtf(x.v[i][k]);
+#endif
+    return x;
+}
+static inline vf vf_round(vf x) {
+    return vf_sub(vf_add(x, vf_splat(0x1.8p23f)), vf_splat(0x1.8p23f));
+}
+static inline vm vf_lt(vf x, vf y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] < y.v[i];
+    return m;
+}
+static inline vm vf_eq(vf x, vf y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] == y.v[i];
+    return m;
+}
+static inline vm vi_eq(vi x, vi y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] == y.v[i];
+    return m;
+}
+static inline vm vi_lt(vi x, vi y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] < y.v[i];
+    return m;
+}
+static inline vm vm_and(vm x, vm y) {
+    NIB_EACH x.v[i] &= y.v[i];
+    return x;
+}
+static inline vm vm_or(vm x, vm y) {
+    NIB_EACH x.v[i] |= y.v[i];
+    return x;
+}
+static inline vm vm_except(vm x, vm y) {
+    NIB_EACH x.v[i] &= ~y.v[i];
+    return x;
+}
+static inline bool vm_any(vm x) {
+    const nib_i32x4 all = (x.v[0] | x.v[1]) | (x.v[2] | x.v[3]);
+    return (all[0] | all[1] | all[2] | all[3]) != 0;
+}
+static inline vf vf_choose(vm m, vf x, vf y) {
+    NIB_EACH x.v[i] = vf_pick(m.v[i], x.v[i], y.v[i]);
+    return x;
+}
+static inline vi vi_choose(vm m, vi x, vi y) {
+    NIB_EACH x.v[i] = (m.v[i] & x.v[i]) | (~m.v[i] & y.v[i]);
+    return x;
+}
+static inline vi vi_and(vi x, vi y) {
+    NIB_EACH x.v[i] &= y.v[i];
+    return x;
+}
+static inline vi vi_or(vi x, vi y) {
+    NIB_EACH x.v[i] |= y.v[i];
+    return x;
+}
+static inline vi vi_max(vi x, vi y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] > y.v[i];
+    return vi_choose(m, x, y);
+}
+static inline vi vi_min(vi x, vi y) {
+    vm m;
+    NIB_EACH m.v[i] = x.v[i] < y.v[i];
+    return vi_choose(m, x, y);
+}
+static inline uint32_t vm_bits(vm x) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++) bits |= ((uint32_t)x.v[i / 4][i % 4] & 1) << i;
+    return bits;
+}
+static inline vf vf_twice(const float *p) {
+    vf x;
+    memcpy(&x, p, 32);
+    memcpy((char *)&x + 32, p, 32);
+    return x;
+}
+static inline vf vf_lookup16(vf table, vi index) {
+    float from[16], lanes[16];
+    vf_store(from, table);
+    for (int i = 0; i < 16; i++) lanes[i] = from[index.v[i / 4][i % 4] & 15];
+    return vf_load(lanes);
+}
+static inline vf vf_lookup8(vf table, vi index) {
+    return vf_lookup16(table, index);
+}
+static inline vi vi_from_u16(const uint16_t *p) {
+    int32_t lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = p[i];
+    return vi_load(lanes);
+}
+static inline vi vf_to_i(vf x) {
+    vi y;
+    NIB_EACH y.v[i] = __builtin_convertvector(x.v[i], nib_i32x4);
+    return y;
+}
+static inline void vi_store_bytes(void *p, vi x) {
+    uint8_t bytes[16];
+    for (int i = 0; i < 16; i++) bytes[i] = (uint8_t)x.v[i / 4][i % 4];
+    memcpy(p, bytes, sizeof bytes);
+}
+static inline void vf_transpose(vf to[16], const float *from, size_t stride) {
+    float columns[16][16];
+    for (size_t i = 0; i < 16; i++)
+        for (size_t j = 0; j < 16; j++) columns[j][i] = from[i * stride + j];
+    for (size_t j = 0; j < 16; j++) to[j] = vf_load(columns[j]);
+}
 static inline vi vi_dp4(vi acc, vi u, vi s) {
     uint8_t left[64];
     int8_t right[64];
@@ -584,14 +919,6 @@ static inline vi vi_dp4(vi acc, vi u, vi s) {
         sums[i] += left[4 * i] * right[4 * i] + left[4 * i + 1] * right[4 * i + 1] +
                    left[4 * i + 2] * right[4 * i + 2] + left[4 * i + 3] * right[4 * i + 3];
     return vi_load(sums);
-}
-static inline vi vi_and(vi x, vi y) {
-    NIB_EACH x.v[i] &= y.v[i];
-    return x;
-}
-static inline vi vi_or(vi x, vi y) {
-    NIB_EACH x.v[i] |= y.v[i];
-    return x;
 }
 static inline vi vi_xor(vi x, vi y) {
     NIB_EACH x.v[i] ^= y.v[i];
@@ -634,13 +961,6 @@ static inline vf vf_from_low_f16(vi x) {
     vi_store(words, x);
     for (int i = 0; i < 16; i++) halves[i] = (uint16_t)(words[i] & 0xffff);
     return vf_from_f16(halves);
-}
-static inline void vi_store_bytes(void *p, vi x) {
-    int32_t words[16];
-    uint8_t bytes[16];
-    vi_store(words, x);
-    for (int i = 0; i < 16; i++) bytes[i] = (uint8_t)(words[i] & 255);
-    memcpy(p, bytes, sizeof bytes);
 }
 static inline void vi_turn(vi out[4], const void *src, size_t stride) {
     int32_t words[4][16];
@@ -704,6 +1024,13 @@ static inline vf vf_zero(void) {
     return vf_splat(0);
 }
 
+static inline vf vf_negate(vf x) {
+    return vf_mul(x, vf_splat(-1));
+}
+static inline vf vf_abs(vf x) {
+    return vf_bits(vi_and(vi_bits(x), vi_splat(0x7fffffff)));
+}
+
 /* Horizontal sums and maxima: the upper half of the lanes onto the lower, again and again; always in this order. */
 static inline float vf_sum(vf x) {
     const __typeof__(vf_quarter_sum(x)) y = vf_quarter_sum(x);
@@ -713,6 +1040,11 @@ static inline float vf_largest(vf x) {
     const __typeof__(vf_quarter_max(x)) y = vf_quarter_max(x);
     const float even = y[0] > y[2] ? y[0] : y[2], odd = y[1] > y[3] ? y[1] : y[3];
     return even > odd ? even : odd;
+}
+static inline float vf_least(vf x) {
+    const __typeof__(vf_quarter_min(x)) y = vf_quarter_min(x);
+    const float even = y[0] < y[2] ? y[0] : y[2], odd = y[1] < y[3] ? y[1] : y[3];
+    return even < odd ? even : odd;
 }
 static inline double vd_sum(vd x) {
     double lanes[16];

@@ -61,7 +61,7 @@ nib_finding nib_piece_check(const nib_tensor *tensor, const nib_piece *piece, fl
     const nib_format_facts *facts = nib_format_facts_of(tensor->format);
     nib_finding found = {.verdict = nib_format_check(tensor->format, piece->data, piece->n)};
     const bool has_scales = facts->kind == NIB_CLASS_SCALED || facts->block > 2;
-    if (!has_scales && facts->kind == NIB_CLASS_FLOAT && facts->can_decode) {
+    if (found.verdict == NIB_VERDICT_NOT_FINITE && !has_scales && facts->kind == NIB_CLASS_FLOAT && facts->can_decode) {
         nib_format_decode(tensor->format, scratch, piece->data, piece->n);
         const size_t column = nib_first_not_finite(scratch, piece->n);
         if (column < piece->n) {

@@ -158,6 +158,16 @@ static inline void pack_nibbles_32(uint8_t *restrict packed, const uint8_t *rest
     for (unsigned j = 0; j < 16; j++) packed[j] = (uint8_t)((code[j] & 15) | (code[j + 16] & 15) << 4);
 }
 
+/* The same from codes that stand apart: byte j holds the nibbles of low[j] and high[j]. */
+static inline void join_nibbles_32(uint8_t *restrict packed, const uint8_t *restrict low,
+                                   const uint8_t *restrict high) {
+    words_32 below, above;
+    memcpy(&below, low, sizeof below);
+    memcpy(&above, high, sizeof above);
+    below = (below & EACH_BYTE(15)) | (above & EACH_BYTE(15)) << 4;
+    memcpy(packed, &below, sizeof below);
+}
+
 /* The fifth bits of 32 codes as one word, code j at bit j. */
 static inline void pack_fifth_bits_32(uint8_t *dst, const uint8_t *code) {
     uint32_t bits = 0;

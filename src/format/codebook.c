@@ -36,7 +36,7 @@ static const int8_t MAGNITUDE_3[8] = {4, 12, 20, 28, 36, 44, 52, 62}, ODD[8] = {
     static uint8_t level_##name[(n_points) * (group)];                             \
     static int8_t value_##name[(n_points) * (group)];                              \
     static int32_t at_##name[n_spots];                                             \
-    static uint16_t neighbours_##name[n_entries];
+    static uint16_t neighbours_##name[(n_entries) + NIB_CODEBOOK_SLACK];
 CODEBOOKS
 #undef CODEBOOK
 
@@ -60,9 +60,9 @@ static const recipe recipes[NIB_CODEBOOK_N] = {
 };
 
 static const nib_codebook books[NIB_CODEBOOK_N] = {
-#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries) \
-    [NIB_CODEBOOK_##                                                               \
-        name] = {n_points, group, n_levels, level_##name, value_##name, at_##name, neighbours_##name, n_entries},
+#define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries)               \
+    [NIB_CODEBOOK_##name] = {n_points,     group,     n_levels,          name,     level_##name, \
+                             value_##name, at_##name, neighbours_##name, n_entries},
     CODEBOOKS
 #undef CODEBOOK
 };
@@ -115,7 +115,7 @@ static unsigned list_neighbours(const recipe *how, const distances *from, unsign
     how->neighbours[first] = (uint16_t)n;
     for (unsigned at = 0; at < squared; at++) {
         for (unsigned p = 0; from->n_at[at] > 0 && p < how->n_points; p++) {
-            if (from->to[p] == at) how->neighbours[next++] = (uint16_t)p;
+            if (from->to[p] == at) how->neighbours[next++] = how->packed[p];
         }
     }
     return next;

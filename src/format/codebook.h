@@ -25,13 +25,17 @@ typedef enum nib_codebook_id {
     NIB_CODEBOOK_N
 } nib_codebook_id;
 
+/* Entries of neighbours behind the last list that can be read, whatever they are. */
+enum { NIB_CODEBOOK_SLACK = 15 };
+
 typedef struct nib_codebook {
     unsigned n_points, group, n_levels; /* points, levels a point, values a level can have */
+    const uint16_t *packed;             /* (n_points) the levels, level i in bits 2i, 2i + 1 or 3i .. 3i + 2 */
     const uint8_t *level;               /* (n_points, group) 0 .. n_levels - 1 */
     const int8_t *value;                /* (n_points, group) what decoders multiply with the scale */
     const int32_t *at;                  /* (spots) the point there, or -1 - p: its neighbours begin at neighbours[p] */
-    const uint16_t *neighbours;         /* lists: how many, then the points by distance, equally far ones by index */
-    unsigned n_entries;                 /* of neighbours */
+    const uint16_t *neighbours; /* lists: how many, then the packed points by distance, equally far ones by index */
+    unsigned n_entries;         /* of neighbours */
 } nib_codebook;
 
 /* For decoding: at and neighbours must not be used. Thread-safe, never fails. */

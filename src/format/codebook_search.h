@@ -6,8 +6,7 @@
 #ifndef NIB_FORMAT_CODEBOOK_SEARCH_H
 #define NIB_FORMAT_CODEBOOK_SEARCH_H
 
-#include "format/codebook.h"
-#include "format/search.h"
+#include "format/neighbours.h"
 
 /* Which groups are chosen anew for the scale that was found. */
 typedef enum redo {
@@ -66,114 +65,174 @@ static inline void set_signs_apart(const point_search *how, float *restrict magn
     }
 }
 
-/* The point nearest to a group: the spot it rounds to, or the best of the spot's neighbours. -1: none is at a finite
- * distance. *is_off: there was no point at the spot. magnitude, root: (group), root is the square root of the weights. */
-static inline int nearest_point(const point_search *how, const nib_codebook *book, const float *magnitude,
-                                const float *root, float inverse, float scale, bool *is_off) {
-    unsigned spot = 0;
-    for (unsigned i = how->group; i-- > 0;) {
-        const int level = clamp_int(round_even(0.5f * (inverse * magnitude[i] - 1)), 0, how->n_levels - 1);
-        spot = spot * (unsigned)how->n_levels + (unsigned)level;
-    }
-    const int32_t at = book->at[spot];
-    *is_off = at < 0;
-    if (at >= 0) return at;
-    /* the error of every level at every place, then sums of them for each neighbour */
-    float error[8][8];
+/* What scales are tried on a sub-block at once: one a lane. */
+enum { TRIALS_MAX = 32 };
+typedef struct trials {
+    unsigned n;
+    float inverse[TRIALS_MAX], scale[TRIALS_MAX];
+    uint32_t packed[8][TRIALS_MAX]; /* (n / group, n) the points chosen */
+    uint32_t is_off[8];             /* (n / group) bit k: there was no point at the spot for scale k */
+    float xl[TRIALS_MAX], ll[TRIALS_MAX];
+} trials;
+
+/* A sub-block while it is searched. */
+typedef struct magnitudes {
+    float x[POINTS_MAX_SUB], weight[POINTS_MAX_SUB], root[POINTS_MAX_SUB]; /* root: square root of the weight */
+} magnitudes;
+
+/* What a level stands for, as a table for vf_lookup8. */
+LANES_INLINE vf level_table(int n_bits) {
+    static const float odd[2][8] = {{1, 3, 5, 7, 1, 3, 5, 7}, {1, 3, 5, 7, 9, 11, 13, 15}};
+    return vf_twice(odd[n_bits - 2]);
+}
+
+/* The levels of one group for 16 scales, packed. The rounding is that of round_even(). */
+LANES_INLINE vi round_to_spots(const point_search *how, const float *x, vf inverse) {
+    const int n_bits = how->n_levels == 8 ? 3 : 2;
+    const vi least = vi_splat(0x400000), most = vi_splat(0x400000 + how->n_levels - 1);
+    vi packed = vi_splat(0);
     for (unsigned i = 0; i < how->group; i++) {
-        for (int level = 0; level < how->n_levels; level++) {
-            const float off = scale * (float)(2 * level + 1) - magnitude[i];
-            error[i][level] = root[i] * off * off;
-        }
+        const vf y = vf_mul(vf_splat(0.5f), vf_sub(vf_mul(inverse, vf_splat(x[i])), vf_splat(1)));
+        const vi rounded = vi_and(vi_bits(vf_add(y, vf_splat(12582912.0f))), vi_splat(0x7fffff));
+        const vi level = vi_sub(vi_min(vi_max(rounded, least), most), least);
+        packed = vi_or(packed, vi_shl(level, n_bits * (int)i));
     }
-    const uint16_t *list = book->neighbours + (-1 - at);
-    float least = FLT_MAX;
-    int best = -1;
-    for (unsigned j = 1; j <= list[0]; j++) {
-        const uint8_t *level = book->level + list[j] * how->group;
-        float squared = 0;
-        for (unsigned i = 0; i < how->group; i++) squared += error[i][level[i]];
-        if (squared < least) {
-            least = squared;
-            best = list[j];
-        }
-    }
-    return best;
+    return packed;
 }
 
-static inline fit_sums sums_of_points(const point_search *how, const nib_codebook *book, const uint16_t *point,
-                                      const float *magnitude, const float *weight) {
-    fit_sums sums = {0, 0};
-    for (unsigned i = 0; i < how->n; i++) {
-        const float q = (float)(2 * book->level[point[i / how->group] * how->group + i % how->group] + 1);
-        sums.xl += weight[i] * magnitude[i] * q;
-        sums.ll += weight[i] * q * q;
+LANES_INLINE int nearest_neighbour(const point_search *how, const nib_codebook *book, int32_t at, const float *x,
+                                   const float *root, float scale) {
+    const int n_bits = how->n_levels == 8 ? 3 : 2;
+    const vf levels = vf_mul(vf_splat(scale), level_table(n_bits));
+    vf error[GROUP_MAX];
+    for (unsigned i = 0; i < how->group; i++) {
+        const vf off = vf_sub(levels, vf_splat(x[i]));
+        error[i] = vf_mul(vf_mul(vf_splat(root[i]), off), off);
     }
-    return sums;
+    return best_neighbour(book, at, error, how->group, n_bits);
 }
 
-/* Points for one scale; false if a group has none. off: (n / group) */
-static inline bool choose_points(const point_search *how, const nib_codebook *book, const float *magnitude,
-                                 const float *root, float inverse, float scale, uint16_t *point, bool *off) {
-    for (unsigned k = 0; k < how->n / how->group; k++) {
-        const int nearest =
-            nearest_point(how, book, magnitude + k * how->group, root + k * how->group, inverse, scale, &off[k]);
-        if (nearest < 0) return false;
-        point[k] = (uint16_t)nearest;
+/* Chooses points for all scales: those at the spots that magnitudes round to, or the best of the spots' neighbours. false
+ * if a group has none. */
+LANES_INLINE bool choose_points(const point_search *how, const nib_codebook *book, const magnitudes *sub, trials *to) {
+    const int n_bits = how->n_levels == 8 ? 3 : 2;
+    for (unsigned g = 0; g < how->n / how->group; g++) {
+        const float *x = sub->x + g * how->group, *root = sub->root + g * how->group;
+        uint32_t *packed = to->packed[g], spot = UINT32_MAX;
+        int32_t at = 0;
+        for (unsigned k = 0; k < to->n; k += NIB_LANES)
+            vi_store(packed + k, round_to_spots(how, x, vf_load(to->inverse + k)));
+        to->is_off[g] = 0;
+        for (unsigned k = 0; k < to->n; k++) {
+            if (packed[k] != spot) {
+                spot = packed[k];
+                at = look_at_spot(book, spot, n_bits);
+            }
+            if (at >= 0) continue;
+            const int best = nearest_neighbour(how, book, at, x, root, to->scale[k]);
+            if (best < 0) return false;
+            packed[k] = (uint32_t)best;
+            to->is_off[g] |= 1u << k;
+        }
     }
     return true;
 }
 
-/* One sub-block. x, weight: (n). false: the sums overflowed, and no scale can be stored. */
-static inline bool fit_points(const point_search *how, const nib_codebook *book, const float *x, const float *weight,
-                              fitted_points *out) {
-    const unsigned n_groups = how->n / how->group, top = 2 * (unsigned)how->n_levels - 1;
-    float magnitude[POINTS_MAX_SUB], root[POINTS_MAX_SUB];
-    *out = (fitted_points){.is_zero = true};
-    for (unsigned i = 0; i < how->n; i++) root[i] = sqrtf(weight[i]);
+/* The sums of the points chosen for all scales. */
+LANES_INLINE void add_points(const point_search *how, const magnitudes *sub, trials *to) {
+    const int n_bits = how->n_levels == 8 ? 3 : 2;
+    const vf levels = level_table(n_bits);
+    for (unsigned k = 0; k < to->n; k += NIB_LANES) {
+        vf xl = vf_zero(), ll = vf_zero();
+        for (unsigned i = 0; i < how->n; i++) {
+            const vf weight = vf_splat(sub->weight[i]);
+            const vf its_xl = vf_mul(vf_mul(weight, vf_splat(sub->x[i])), levels);
+            const vf its_ll = vf_mul(vf_mul(weight, levels), levels);
+            const vi packed = vi_sar(vi_load(to->packed[i / how->group] + k), n_bits * (int)(i % how->group));
+            xl = vf_add(xl, vf_lookup8(its_xl, packed));
+            ll = vf_add(ll, vf_lookup8(its_ll, packed));
+        }
+        vf_store(to->xl + k, xl);
+        vf_store(to->ll + k, ll);
+    }
+}
+
+/* Where the search starts from another one: scales of evenly spaced codes for n_sub sub-blocks. x, weight: (n_sub, n) */
+LANES_INLINE void find_starts(float start[NIB_LANES], const point_search *how, const float *x, const float *weight,
+                              unsigned n_sub) {
+    float magnitude[NIB_LANES * POINTS_MAX_SUB];
     uint8_t sign[4];
-    set_signs_apart(how, magnitude, sign, x, weight);
-    float max = magnitude[0];
-    for (unsigned i = 1; i < how->n; i++) max = max > magnitude[i] ? max : magnitude[i];
+    vf lanes[POINTS_MAX_SUB], weights[POINTS_MAX_SUB], code[POINTS_MAX_SUB];
+    for (unsigned b = 0; b < n_sub; b++)
+        set_signs_apart(how, magnitude + b * how->n, sign, x + b * how->n, weight + b * how->n);
+    load_sub_blocks(lanes, how->n, magnitude, n_sub);
+    load_sub_blocks(weights, how->n, weight, n_sub);
+    vf_store(start, fit_positive_lanes(how->n, how->n_levels + 1, lanes, weights, code));
+}
+
+/* One sub-block. x, weight: (n); start: from find_starts, if the search starts from it. false: the sums overflowed, and no scale can be stored. */
+LANES_INLINE bool fit_points(const point_search *how, const nib_codebook *book, const float *x, const float *weight,
+                             float start, fitted_points *out) {
+    const unsigned n_groups = how->n / how->group, top = 2 * (unsigned)how->n_levels - 1;
+    const int n_bits = how->n_levels == 8 ? 3 : 2;
+    magnitudes sub;
+    uint8_t sign[4];
+    *out = (fitted_points){.is_zero = true};
+    set_signs_apart(how, sub.x, sign, x, weight);
+    float max = sub.x[0];
+    for (unsigned i = 1; i < how->n; i++) max = max > sub.x[i] ? max : sub.x[i];
     if (max < how->zero) return true;
     float scale = max / (float)top;
     if (how->starts_from_search) {
-        uint8_t code[POINTS_MAX_SUB];
-        scale = fit_positive((int)how->n, how->n_levels + 1, magnitude, code, weight);
+        scale = start;
         max = scale * (float)how->n_levels;
         if (max <= 0) return true;
     }
-    bool off[8];
-    for (unsigned k = 0; k < n_groups; k++) off[k] = how->redo != REDO_OFF_POINT;
-    float best = 0;
-    for (int k = -how->n_steps; k <= how->n_steps; k++) {
-        const float inverse = ((float)top + (float)k * how->step) / max;
-        uint16_t point[8];
-        bool is_off[8];
-        if (!choose_points(how, book, magnitude, root, inverse, 1 / inverse, point, is_off)) return false;
-        const fit_sums sums = sums_of_points(how, book, point, magnitude, weight);
-        if (sums.ll > 0 && sums.xl * sums.xl > best * sums.ll) {
-            scale = sums.xl / sums.ll;
-            best = scale * sums.xl;
-            memcpy(out->point, point, sizeof point);
-            memcpy(off, is_off, sizeof off);
-        }
+    for (unsigned i = 0; i < how->n; i += NIB_LANES) {
+        vf_store(sub.weight + i, vf_load(weight + i));
+        vf_store(sub.root + i, vf_sqrt(vf_load(weight + i)));
     }
-    bool any_off = how->redo == REDO_ALL;
-    for (unsigned k = 0; k < n_groups; k++) any_off |= off[k];
+
+    trials all;
+    memset(&all, 0, sizeof all);
+    all.n = 2 * (unsigned)how->n_steps + 1;
+    for (unsigned k = 0; k < all.n; k++) {
+        all.inverse[k] = ((float)top + (float)((int)k - how->n_steps) * how->step) / max;
+        all.scale[k] = 1 / all.inverse[k];
+    }
+    if (!choose_points(how, book, &sub, &all)) return false;
+    add_points(how, &sub, &all);
+    float best = 0;
+    int chosen = -1;
+    for (unsigned k = 0; k < all.n; k++) {
+        if (!(all.ll[k] > 0 && all.xl[k] * all.xl[k] > best * all.ll[k])) continue;
+        scale = all.xl[k] / all.ll[k];
+        best = scale * all.xl[k];
+        chosen = (int)k;
+    }
+    uint32_t point[8] = {0};
+    bool off[8], any_off = how->redo == REDO_ALL;
+    for (unsigned g = 0; g < n_groups; g++) {
+        point[g] = chosen < 0 ? book->packed[0] : all.packed[g][chosen];
+        off[g] = chosen < 0 ? how->redo != REDO_OFF_POINT : all.is_off[g] >> chosen & 1;
+        any_off |= off[g];
+    }
     if (any_off && scale > 0) {
-        uint16_t point[8];
-        bool is_off[8];
-        if (!choose_points(how, book, magnitude, root, 1 / scale, scale, point, is_off)) return false;
-        for (unsigned k = 0; k < n_groups; k++) {
-            if (how->redo != REDO_OFF_POINT || off[k]) out->point[k] = point[k];
+        all.n = 1;
+        all.inverse[0] = 1 / scale;
+        all.scale[0] = scale;
+        if (!choose_points(how, book, &sub, &all)) return false;
+        for (unsigned g = 0; g < n_groups; g++) {
+            if (how->redo != REDO_OFF_POINT || off[g]) point[g] = all.packed[g][0];
+            all.packed[g][0] = point[g];
         }
-        const fit_sums sums = sums_of_points(how, book, out->point, magnitude, weight);
-        if (sums.ll > 0) scale = sums.xl / sums.ll;
+        add_points(how, &sub, &all);
+        if (all.ll[0] > 0) scale = all.xl[0] / all.ll[0];
     }
     out->is_zero = false;
     const unsigned flip = scale < 0 ? how->even_signs ? 127 : 255 : 0;
     for (unsigned k = 0; k < how->n / 8; k++) out->sign[k] = (uint8_t)(sign[k] ^ flip);
+    for (unsigned g = 0; g < n_groups; g++) out->point[g] = (uint16_t)look_at_spot(book, point[g], n_bits);
     out->scale = fabsf(scale);
     return scale == scale;
 }

@@ -16,147 +16,109 @@ typedef struct block {
 } block;
 _Static_assert(sizeof(block) == 56, "an iq1_m block is 56 bytes");
 
-/* The shift of one half of a sub-block for each of the four ways to shift both. */
-static unsigned shift_of(unsigned way, unsigned half) {
-    return half == 0 ? way >> 1 : way & 1;
+/* What one weight adds to the sums of each way to shift both halves of a sub-block. */
+typedef struct way_terms {
+    vf xl[N_WAYS], ll[N_WAYS];
+} way_terms;
+
+static inline void add_terms(way_terms *sums, const way_terms *term) {
+    for (unsigned k = 0; k < N_WAYS; k++) {
+        sums->xl[k] = vf_add(sums->xl[k], term->xl[k]);
+        sums->ll[k] = vf_add(sums->ll[k], term->ll[k]);
+    }
 }
 
-/* A sub-block on its way. */
-typedef struct fitted {
-    float scale; /* >= 0 */
-    unsigned way;
-    uint16_t point[2];
-} fitted;
-
-/* Sums of all four ways, one lane each. */
-typedef struct way_sums {
-    float xl[N_WAYS], ll[N_WAYS];
-} way_sums;
-
-static void add_ways(way_sums *restrict sums, const way_sums *restrict term) {
-    for (unsigned k = 0; k < N_WAYS; k++) {
-        sums->xl[k] += term->xl[k];
-        sums->ll[k] += term->ll[k];
-    }
+/* The terms of a weight that becomes `level`. is_second: it stands in the second half. */
+static inline way_terms terms_at(vf x, vf weight, vm is_second, unsigned level) {
+    const vf up = vf_splat(IQ1_LEVEL[IQ1_UP][level]), down = vf_splat(IQ1_LEVEL[IQ1_DOWN][level]);
+    const vf weighted_up = vf_mul(weight, up), weighted_down = vf_mul(weight, down);
+    const vf up_xl = vf_mul(weighted_up, x), up_ll = vf_mul(weighted_up, up);
+    const vf down_xl = vf_mul(weighted_down, x), down_ll = vf_mul(weighted_down, down);
+    const vf first_xl = vf_choose(is_second, down_xl, up_xl), first_ll = vf_choose(is_second, down_ll, up_ll);
+    const vf second_xl = vf_choose(is_second, up_xl, down_xl), second_ll = vf_choose(is_second, up_ll, down_ll);
+    return (way_terms){{up_xl, first_xl, second_xl, down_xl}, {up_ll, first_ll, second_ll, down_ll}};
 }
 
 /* The split and the shifts with the smallest weighted error. Sums run from the lowest weight to the highest for every
- * split; what two splits have in common is summed once. Returns the scale, negative if the codes must be mirrored;
- * *second < *first: there is none. */
-static float find_split(const float *x, const float *weight, const uint8_t *order, unsigned *first, unsigned *second,
-                        unsigned *way) {
-    way_sums term[3][SUB], below = {{0}, {0}};
-    for (unsigned level = 0; level < 3; level++) {
-        for (unsigned j = 0; j < SUB; j++) {
-            const unsigned i = order[j];
-            for (unsigned k = 0; k < N_WAYS; k++) {
-                const float q = IQ1_LEVEL[shift_of(k, i >= SUB / 2)][level];
-                term[level][j].xl[k] = weight[i] * q * x[i];
-                term[level][j].ll[k] = weight[i] * q * q;
-            }
-        }
+ * split; what two splits have in common is summed once. */
+static iq1_split find_split(const iq1_lanes *lanes) {
+    vf x[SUB], weight[SUB], place[SUB];
+    way_terms term[3][SUB], below;
+    for (unsigned i = 0; i < SUB; i++) place[i] = vf_splat((float)i);
+    iq1_put_in_order(x, lanes->rank, lanes->x, SUB);
+    iq1_put_in_order(weight, lanes->rank, lanes->weight, SUB);
+    iq1_put_in_order(place, lanes->rank, place, SUB);
+    for (unsigned j = 0; j < SUB; j++) {
+        const vm is_second = vf_lt(vf_splat(IQ1_POINT - 0.5f), place[j]);
+        for (unsigned level = 0; level < 3; level++) term[level][j] = terms_at(x[j], weight[j], is_second, level);
     }
-    float best = -FLT_MAX, scale = 0;
-    *first = 1;
-    *second = 0;
+    for (unsigned k = 0; k < N_WAYS; k++) below.xl[k] = below.ll[k] = vf_zero();
+    iq1_split split = iq1_no_split();
     for (unsigned i1 = 0; i1 <= SUB; i1++) {
-        way_sums middle = below;
+        way_terms middle = below;
         for (unsigned i2 = i1; i2 <= SUB; i2++) {
-            way_sums all = middle;
-            for (unsigned j = i2; j < SUB; j++) add_ways(&all, &term[2][j]);
-            for (unsigned k = 0; k < N_WAYS; k++) {
-                if (!(all.ll[k] > 0 && all.xl[k] * all.xl[k] > best * all.ll[k])) continue;
-                scale = all.xl[k] / all.ll[k];
-                best = scale * all.xl[k];
-                *first = i1;
-                *second = i2;
-                *way = k;
-            }
-            if (i2 < SUB) add_ways(&middle, &term[1][i2]);
+            way_terms all = middle;
+            for (unsigned j = i2; j < SUB; j++) add_terms(&all, &term[2][j]);
+            for (unsigned k = 0; k < N_WAYS; k++) iq1_take_better(&split, all.xl[k], all.ll[k], i1, i2, k);
+            if (i2 < SUB) add_terms(&middle, &term[1][i2]);
         }
-        if (i1 < SUB) add_ways(&below, &term[0][i1]);
+        if (i1 < SUB) add_terms(&below, &term[0][i1]);
     }
-    return scale;
-}
-
-/* false: the sums overflowed, and no scale can be stored. */
-static bool fit_sub(fitted *out, const nib_codebook *book, const float *x, const float *weight) {
-    *out = (fitted){0};
-    if (largest_magnitude(x, SUB) < 1e-7f) return true;
-    uint8_t order[SUB], level[SUB];
-    unsigned first, second;
-    iq1_sort(order, x, SUB);
-    float scale = find_split(x, weight, order, &first, &second, &out->way);
-    if (second < first) return true;
-    const bool mirrored = scale < 0;
-    iq1_split(level, order, SUB, first, second, mirrored);
-    if (mirrored) {
-        scale = -scale;
-        out->way ^= N_WAYS - 1;
-    }
-    bool any_off = false;
-    fit_sums sums = {0, 0};
-    for (unsigned half = 0; half < 2; half++) {
-        const unsigned at = half * IQ1_POINT;
-        const float *shifted = IQ1_LEVEL[shift_of(out->way, half)];
-        const int point = iq1_nearest(book, level + at, x + at, weight + at, scale, shifted, &any_off);
-        if (point < 0) return false;
-        out->point[half] = (uint16_t)point;
-        iq1_add(&sums, book, out->point[half], x + at, weight + at, shifted, 1);
-    }
-    if (any_off && sums.xl > 0 && sums.ll > 0) scale = sums.xl / sums.ll;
-    out->scale = scale;
-    return scale >= 0;
+    return split;
 }
 
 /* Stores 3-bit scales and the scale of the block that fits them best. false if it does not fit half precision. weight:
  * (256) */
-static bool store_scales(block *restrict out, const nib_codebook *book, const fitted *fit, float max,
-                         const float *restrict x, const float *restrict weight) {
-    float d = max / 15;
+static bool store_scales(block *restrict out, const iq1_fits *fits, float max, const float *restrict x,
+                         const float *restrict weight) {
+    float d = max / 15, xl = 0, ll = 0;
     const float inverse = 1 / d;
     uint16_t word[4] = {0};
-    fit_sums sums = {0, 0};
     for (unsigned g = 0; g < N_SUB; g++) {
-        const unsigned code = iq1_scale_code(fit[g].scale, inverse);
+        const unsigned code = iq1_scale_code(fits->scale[g], inverse);
         word[g / 4] = (uint16_t)(word[g / 4] | code << 3 * (g % 4));
-        for (unsigned half = 0; half < 2; half++) {
-            const unsigned at = SUB * g + half * IQ1_POINT;
-            iq1_add(&sums, book, fit[g].point[half], x + at, weight + at, IQ1_LEVEL[shift_of(fit[g].way, half)],
-                    (float)(2 * code + 1));
+        for (unsigned i = 0; i < SUB; i++) {
+            const unsigned at = SUB * g + i, level = fits->packed[i / IQ1_POINT][g] >> 2 * (i % IQ1_POINT) & 3;
+            const unsigned shift = iq1_shift(SUB, (unsigned)fits->way[g], i / IQ1_POINT);
+            const float q = IQ1_LEVEL[shift][level] * (float)(2 * code + 1);
+            xl += weight[at] * q * x[at];
+            ll += weight[at] * q * q;
         }
     }
-    if (sums.ll > 0) d = sums.xl / sums.ll;
+    if (ll > 0) d = xl / ll;
     uint8_t half[2];
-    const bool fits = store_half(half, d * 1.1125f);
+    const bool fits_half = store_half(half, d * 1.1125f);
     const unsigned bits = nib_load_u16(half);
     for (unsigned a = 0; a < 4; a++) word[a] = (uint16_t)(word[a] | (bits >> 4 * a & 15) << 12);
     memcpy(out->scales, word, sizeof word);
-    return fits;
+    return fits_half;
 }
 
 /* false if no finite scale fits. importance may be NULL. */
 static bool encode_block(block *restrict out, const nib_codebook *book, const float *restrict x,
-                         const float *restrict importance) {
-    const float sigma2 = 2 * sum_of_squares(x, BLOCK) / BLOCK;
-    fitted fit[N_SUB];
+                         const float *restrict importance, float sigma2) {
+    iq1_lanes lanes;
+    iq1_fits fits;
     float weight[BLOCK], max = 0;
-    memset(out, 0, sizeof *out);
     weigh_or_square(weight, BLOCK, x, importance, sigma2);
-    for (unsigned g = 0; g < N_SUB; g++) {
-        if (!fit_sub(&fit[g], book, x + SUB * g, weight + SUB * g)) return false;
-        max = max > fit[g].scale ? max : fit[g].scale;
-    }
+    load_sub_blocks(lanes.x, SUB, x, N_SUB);
+    load_sub_blocks(lanes.weight, SUB, weight, N_SUB);
+    iq1_sort(&lanes, SUB);
+    const iq1_split split = find_split(&lanes);
+    if (!iq1_fit_points(&fits, book, &lanes, SUB, &split, 1e-7f, x, weight, N_SUB)) return false;
+    for (unsigned g = 0; g < N_SUB; g++) max = max > fits.scale[g] ? max : fits.scale[g];
+    memset(out, 0, sizeof *out);
     for (unsigned g = 0; g < N_SUB; g++) {
         unsigned high = 0;
         for (unsigned half = 0; half < 2; half++) {
-            const unsigned down = max != 0 && shift_of(fit[g].way, half) == IQ1_DOWN;
-            out->low[2 * g + half] = (uint8_t)fit[g].point[half];
-            high |= ((unsigned)fit[g].point[half] >> 8 | down << 3) << 4 * half;
+            const unsigned down = max != 0 && iq1_shift(SUB, (unsigned)fits.way[g], half) == IQ1_DOWN;
+            const unsigned point = (unsigned)look_at_spot(book, fits.packed[half][g], 2);
+            out->low[2 * g + half] = (uint8_t)point;
+            high |= (point >> 8 | down << 3) << 4 * half;
         }
         out->high[g] = (uint8_t)high;
     }
-    return max == 0 || store_scales(out, book, fit, max, x, weight);
+    return max == 0 || store_scales(out, &fits, max, x, weight);
 }
 
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
@@ -165,8 +127,13 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     const nib_codebook *book = nib_codebook_to_encode(NIB_CODEBOOK_TERNARY_2048);
     block *out = dst;
-    for (size_t i = 0; i < n; i += BLOCK) {
-        if (!encode_block(out++, book, src + i, importance ? importance + i : NULL)) return NIB_VERDICT_SCALE_OVERFLOW;
+    const size_t n_blocks = n / BLOCK;
+    float sigma2[NIB_LANES];
+    for (size_t i = 0; i < n_blocks; i++) {
+        const size_t at = i * BLOCK;
+        if (i % NIB_LANES == 0) vf_store(sigma2, iq1_sigma2(src + at, n_blocks - i));
+        if (!encode_block(out + i, book, src + at, importance ? importance + at : NULL, sigma2[i % NIB_LANES]))
+            return NIB_VERDICT_SCALE_OVERFLOW;
     }
     return NIB_VERDICT_OK;
 }

@@ -15,99 +15,79 @@ typedef struct block {
 } block;
 _Static_assert(sizeof(block) == 50, "an iq1_s block is 50 bytes");
 
-/* A sub-block on its way. */
-typedef struct fitted {
-    float scale; /* >= 0 */
-    unsigned shift;
-    uint16_t point[N_POINTS];
-} fitted;
-
-/* The split and shift with the smallest weighted error, from sums over all weights up to each in ascending order. Returns
- * the scale, negative if the codes must be mirrored; *second < *first: there is none. */
-static float find_split(const float *x, const float *weight, const uint8_t *order, unsigned *first, unsigned *second,
-                        unsigned *shift) {
-    float sum_x[SUB + 1] = {0}, sum_w[SUB + 1] = {0}, best = -FLT_MAX, scale = 0;
+/* The split and shift with the smallest weighted error, from sums over all weights up to each in ascending order. */
+static iq1_split find_split(const iq1_lanes *lanes) {
+    vf term_x[SUB], term_w[SUB], sum_x[SUB + 1], sum_w[SUB + 1];
+    for (unsigned i = 0; i < SUB; i++) term_x[i] = vf_mul(lanes->weight[i], lanes->x[i]);
+    iq1_put_in_order(term_x, lanes->rank, term_x, SUB);
+    iq1_put_in_order(term_w, lanes->rank, lanes->weight, SUB);
+    sum_x[0] = sum_w[0] = vf_zero();
     for (unsigned j = 0; j < SUB; j++) {
-        const unsigned i = order[j];
-        sum_x[j + 1] = sum_x[j] + weight[i] * x[i];
-        sum_w[j + 1] = sum_w[j] + weight[i];
+        sum_x[j + 1] = vf_add(sum_x[j], term_x[j]);
+        sum_w[j + 1] = vf_add(sum_w[j], term_w[j]);
     }
-    *first = 1;
-    *second = 0;
-    for (unsigned i1 = 0; i1 <= SUB; i1++) {
-        for (unsigned i2 = i1; i2 <= SUB; i2++) {
-            for (unsigned s = IQ1_UP; s <= IQ1_DOWN; s++) {
-                const float *q = IQ1_LEVEL[s];
-                const float xl = sum_x[i1] * q[0] + (sum_x[i2] - sum_x[i1]) * q[1] + (sum_x[SUB] - sum_x[i2]) * q[2];
-                const float ll = sum_w[i1] * q[0] * q[0] + (sum_w[i2] - sum_w[i1]) * q[1] * q[1] +
-                                 (sum_w[SUB] - sum_w[i2]) * q[2] * q[2];
-                if (!(ll > 0 && xl * xl > best * ll)) continue;
-                scale = xl / ll;
-                best = scale * xl;
-                *first = i1;
-                *second = i2;
-                *shift = s;
-            }
+    /* what the levels below the first boundary add, and those above the second, for both shifts */
+    vf low_x[2][SUB + 1], low_w[2][SUB + 1], high_x[2][SUB + 1], high_w[2][SUB + 1];
+    for (unsigned s = IQ1_UP; s <= IQ1_DOWN; s++) {
+        const vf low = vf_splat(IQ1_LEVEL[s][0]), high = vf_splat(IQ1_LEVEL[s][2]);
+        for (unsigned j = 0; j <= SUB; j++) {
+            low_x[s][j] = vf_mul(sum_x[j], low);
+            low_w[s][j] = vf_mul(vf_mul(sum_w[j], low), low);
+            high_x[s][j] = vf_mul(vf_sub(sum_x[SUB], sum_x[j]), high);
+            high_w[s][j] = vf_mul(vf_mul(vf_sub(sum_w[SUB], sum_w[j]), high), high);
         }
     }
-    return scale;
+    const vf middle = vf_splat(IQ1_LEVEL[IQ1_UP][1]); /* that of the other shift is its negative */
+    iq1_split split = iq1_no_split();
+    for (unsigned i1 = 0; i1 <= SUB; i1++) {
+        for (unsigned i2 = i1; i2 <= SUB; i2++) {
+            const vf x = vf_mul(vf_sub(sum_x[i2], sum_x[i1]), middle);
+            const vf w = vf_mul(vf_mul(vf_sub(sum_w[i2], sum_w[i1]), middle), middle);
+            const vf up = vf_add(vf_add(low_x[IQ1_UP][i1], x), high_x[IQ1_UP][i2]);
+            const vf down = vf_add(vf_sub(low_x[IQ1_DOWN][i1], x), high_x[IQ1_DOWN][i2]);
+            iq1_take_better(&split, up, vf_add(vf_add(low_w[IQ1_UP][i1], w), high_w[IQ1_UP][i2]), i1, i2, IQ1_UP);
+            iq1_take_better(&split, down, vf_add(vf_add(low_w[IQ1_DOWN][i1], w), high_w[IQ1_DOWN][i2]), i1, i2,
+                            IQ1_DOWN);
+        }
+    }
+    return split;
 }
 
-/* false: the sums overflowed, and no scale can be stored. */
-static bool fit_sub(fitted *out, const nib_codebook *book, const float *x, const float *weight) {
-    *out = (fitted){.shift = IQ1_UP};
-    if (largest_magnitude(x, SUB) < 1e-12f) return true;
-    uint8_t order[SUB], level[SUB];
-    unsigned first, second;
-    iq1_sort(order, x, SUB);
-    float scale = find_split(x, weight, order, &first, &second, &out->shift);
-    if (second < first) return true;
-    const bool mirrored = scale < 0;
-    iq1_split(level, order, SUB, first, second, mirrored);
-    if (mirrored) {
-        scale = -scale;
-        out->shift ^= IQ1_UP ^ IQ1_DOWN;
-    }
-    const float *shifted = IQ1_LEVEL[out->shift];
-    bool any_off = false;
-    fit_sums sums = {0, 0};
-    for (unsigned k = 0; k < N_POINTS; k++) {
-        const unsigned at = k * IQ1_POINT;
-        const int point = iq1_nearest(book, level + at, x + at, weight + at, scale, shifted, &any_off);
-        if (point < 0) return false;
-        out->point[k] = (uint16_t)point;
-        iq1_add(&sums, book, out->point[k], x + at, weight + at, shifted, 1);
-    }
-    if (any_off && sums.xl > 0 && sums.ll > 0) scale = sums.xl / sums.ll;
-    out->scale = scale;
-    return scale >= 0;
-}
-
-/* false if no finite scale fits. */
-static bool encode_block(block *restrict out, const nib_codebook *book, const float *restrict x,
-                         const float *restrict importance) {
-    const float sigma2 = 2 * sum_of_squares(x, BLOCK) / BLOCK;
-    fitted fit[N_SUB];
+/* One block from its lanes, the first of which is `lane`. false if its scale does not fit half precision. */
+static bool store_block(block *restrict out, const nib_codebook *book, const iq1_fits *fits, unsigned lane) {
     float max = 0;
-    memset(out, 0, sizeof *out);
-    for (unsigned b = 0; b < N_SUB; b++) {
-        float weight[SUB];
-        weigh(weight, SUB, x + SUB * b, importance + SUB * b, sigma2);
-        if (!fit_sub(&fit[b], book, x + SUB * b, weight)) return false;
-        max = max > fit[b].scale ? max : fit[b].scale;
-    }
+    for (unsigned b = 0; b < N_SUB; b++) max = max > fits->scale[lane + b] ? max : fits->scale[lane + b];
     const float d = max / 15, inverse = 1 / d;
     for (unsigned b = 0; b < N_SUB; b++) {
         unsigned word = 0;
         for (unsigned k = 0; k < N_POINTS; k++) {
-            out->low[N_POINTS * b + k] = (uint8_t)fit[b].point[k];
-            word |= (unsigned)fit[b].point[k] >> 8 << 3 * k;
+            const unsigned point = (unsigned)look_at_spot(book, fits->packed[k][lane + b], 2);
+            out->low[N_POINTS * b + k] = (uint8_t)point;
+            word |= point >> 8 << 3 * k;
         }
-        if (max != 0) word |= (iq1_scale_code(fit[b].scale, inverse) | (fit[b].shift == IQ1_DOWN ? 8u : 0)) << 12;
+        const bool is_down = iq1_shift(SUB, (unsigned)fits->way[lane + b], 0) == IQ1_DOWN;
+        if (max != 0) word |= (iq1_scale_code(fits->scale[lane + b], inverse) | (is_down ? 8u : 0)) << 12;
         const uint16_t stored = (uint16_t)word;
         memcpy(out->high[b], &stored, sizeof stored);
     }
     return store_half(out->d, d * 1.125f);
+}
+
+/* n blocks, 1 or 2: their sub-blocks fill the lanes. sigma2: (n). false if no finite scale fits. */
+static bool encode_two(block *restrict out, unsigned n, const nib_codebook *book, const float *restrict x,
+                       const float *restrict importance, const float *restrict sigma2) {
+    iq1_lanes lanes;
+    iq1_fits fits;
+    float weight[2 * BLOCK];
+    for (unsigned k = 0; k < n; k++) weigh(weight + k * BLOCK, BLOCK, x + k * BLOCK, importance + k * BLOCK, sigma2[k]);
+    load_sub_blocks(lanes.x, SUB, x, n * N_SUB);
+    load_sub_blocks(lanes.weight, SUB, weight, n * N_SUB);
+    iq1_sort(&lanes, SUB);
+    const iq1_split split = find_split(&lanes);
+    if (!iq1_fit_points(&fits, book, &lanes, SUB, &split, 1e-12f, x, weight, n * N_SUB)) return false;
+    bool is_finite = true;
+    for (unsigned k = 0; k < n; k++) is_finite &= store_block(&out[k], book, &fits, k * N_SUB);
+    return is_finite;
 }
 
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
@@ -117,8 +97,13 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     if (!importance) return NIB_VERDICT_NEEDS_IMPORTANCE;
     const nib_codebook *book = nib_codebook_to_encode(NIB_CODEBOOK_TERNARY_2048);
     block *out = dst;
-    for (size_t i = 0; i < n; i += BLOCK) {
-        if (!encode_block(out++, book, src + i, importance + i)) return NIB_VERDICT_SCALE_OVERFLOW;
+    const size_t n_blocks = n / BLOCK;
+    float sigma2[NIB_LANES];
+    for (size_t i = 0; i < n_blocks; i += 2) {
+        const size_t at = i * BLOCK;
+        if (i % NIB_LANES == 0) vf_store(sigma2, iq1_sigma2(src + at, n_blocks - i));
+        if (!encode_two(out + i, n_blocks - i < 2 ? 1 : 2, book, src + at, importance + at, sigma2 + i % NIB_LANES))
+            return NIB_VERDICT_SCALE_OVERFLOW;
     }
     return NIB_VERDICT_OK;
 }

@@ -33,7 +33,7 @@ static bool encode_block(block *restrict out, const nib_codebook *book, const fl
         } else {
             for (unsigned i = 0; i < SUB; i++) weight[i] = 0.25f * sigma2 + sub[i] * sub[i];
         }
-        if (!fit_points(&SEARCH, book, sub, weight, &fit)) return false;
+        if (!fit_points(&SEARCH, book, sub, weight, 0, &fit)) return false;
         scale[g] = fit.scale;
         for (unsigned l = 0; l < 2; l++) {
             const unsigned k = 2 * g + l;

@@ -33,7 +33,7 @@ static bool encode_block(block *restrict out, const nib_codebook *book, const fl
         fitted_points fit;
         float weight[SUB];
         weigh(weight, SUB, x + SUB * g, importance + SUB * g, sigma2);
-        if (!fit_points(&SEARCH, book, x + SUB * g, weight, &fit)) return false;
+        if (!fit_points(&SEARCH, book, x + SUB * g, weight, 0, &fit)) return false;
         scale[g] = fit.scale;
         for (unsigned l = 0; l < 2; l++) {
             const uint16_t word = (uint16_t)(fit.point[l] | fit.sign[l] << 9);

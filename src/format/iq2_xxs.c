@@ -28,14 +28,14 @@ static const point_search SEARCH = {.n = SUB,
 static bool encode_block(block *restrict out, const nib_codebook *book, const float *restrict x,
                          const float *restrict importance) {
     const float sigma2 = sum_of_squares(x, BLOCK) / BLOCK;
-    float scale[N_SCALES];
+    float scale[N_SCALES], weight[BLOCK], start[NIB_LANES];
     uint32_t word[N_SCALES];
     memset(out, 0, sizeof *out);
+    weigh(weight, BLOCK, x, importance, sigma2);
+    find_starts(start, &SEARCH, x, weight, N_SCALES);
     for (unsigned b = 0; b < N_SCALES; b++) {
         fitted_points fit;
-        float weight[SUB];
-        weigh(weight, SUB, x + SUB * b, importance + SUB * b, sigma2);
-        if (!fit_points(&SEARCH, book, x + SUB * b, weight, &fit)) return false;
+        if (!fit_points(&SEARCH, book, x + SUB * b, weight + SUB * b, start[b], &fit)) return false;
         scale[b] = fit.scale;
         word[b] = 0;
         for (unsigned l = 0; l < 4; l++) {

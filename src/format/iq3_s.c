@@ -31,7 +31,7 @@ static bool encode_block(block *restrict out, const nib_codebook *book, const fl
         fitted_points fit;
         float weight[SUB];
         weigh_or_square(weight, SUB, x + SUB * b, importance ? importance + SUB * b : NULL, sigma2);
-        if (!fit_points(&SEARCH, book, x + SUB * b, weight, &fit)) return false;
+        if (!fit_points(&SEARCH, book, x + SUB * b, weight, 0, &fit)) return false;
         scale[b] = fit.scale;
         if (fit.is_zero) continue;
         for (unsigned k = 0; k < 8; k++) {

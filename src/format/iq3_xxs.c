@@ -35,7 +35,7 @@ static bool encode_block(block *restrict out, const nib_codebook *book, const fl
         fitted_points fit;
         float weight[SUB];
         weigh_or_square(weight, SUB, x + SUB * b, importance ? importance + SUB * b : NULL, sigma2);
-        if (!fit_points(&SEARCH, book, x + SUB * b, weight, &fit)) return false;
+        if (!fit_points(&SEARCH, book, x + SUB * b, weight, 0, &fit)) return false;
         scale[b] = fit.scale;
         for (unsigned k = 0; k < 8; k++) out->point[8 * b + k] = (uint8_t)fit.point[k];
         word[b] = 0;

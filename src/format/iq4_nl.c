@@ -14,21 +14,36 @@ typedef struct block {
 } block;
 _Static_assert(sizeof(block) == 18, "an iq4_nl block is 18 bytes");
 
+/* n <= 16 blocks; false if a scale does not fit half precision. importance may be NULL. */
+static bool encode_blocks(block *restrict out, size_t n, const float *restrict x, const float *restrict importance) {
+    iq4_lanes lanes;
+    iq4_load(lanes.x, x, n);
+    vf squares = vf_zero();
+    for (unsigned i = 0; i < BLOCK; i++) squares = vf_add(squares, vf_mul(lanes.x[i], lanes.x[i]));
+    iq4_weigh(&lanes, importance, n, vf_mul(squares, vf_splat(2.0f / BLOCK)));
+    const vf scale = iq4_fit(&lanes);
+    const vf inverse = vf_choose(vf_eq(scale, vf_zero()), vf_zero(), vf_div(vf_splat(1), scale));
+    float d[NIB_LANES];
+    uint32_t word[NIB_LANES][BLOCK / 8];
+    vf_store(d, scale);
+    iq4_quantize(word, lanes.x, inverse);
+    bool fits = true;
+    for (size_t k = 0; k < n; k++) {
+        fits &= store_half(out[k].d, d[k]);
+        memcpy(out[k].q, word[k], sizeof word[k]);
+    }
+    return fits;
+}
+
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
                           const float *restrict importance) {
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
     bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK, out++) {
-        uint8_t code[BLOCK];
-        float weight[BLOCK];
-        const float sigma2 = sum_of_squares(src + i, BLOCK) * (2.0f / BLOCK);
-        weigh_or_square(weight, IQ4_SUB, src + i, importance ? importance + i : NULL, sigma2);
-        const float scale = iq4_fit(src + i, weight);
-        fits &= store_half(out->d, scale);
-        iq4_quantize(code, src + i, scale != 0 ? 1 / scale : 0);
-        pack_nibbles_32(out->q, code);
+    for (size_t i = 0, n_blocks = n / BLOCK; i < n_blocks; i += NIB_LANES) {
+        const size_t n_lanes = n_blocks - i < NIB_LANES ? n_blocks - i : NIB_LANES;
+        fits &= encode_blocks(out + i, n_lanes, src + i * BLOCK, importance ? importance + i * BLOCK : NULL);
     }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }

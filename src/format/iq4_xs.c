@@ -25,26 +25,16 @@ static void read_scales(float scale[N_SUB], const block *in) {
     }
 }
 
-/* false if the scale does not fit half precision. importance may be NULL. */
-static bool encode_block(block *restrict out, const float *restrict x, const float *restrict importance) {
-    const float sigma2 = sum_of_squares(x, BLOCK) * (2.0f / BLOCK);
-    float scale[N_SUB];
-    for (unsigned b = 0; b < N_SUB; b++) {
-        float weight[IQ4_SUB];
-        weigh_or_square(weight, IQ4_SUB, x + IQ4_SUB * b, importance ? importance + IQ4_SUB * b : NULL, sigma2);
-        scale[b] = iq4_fit(x + IQ4_SUB * b, weight);
-    }
-    /* the largest scale becomes -32; codes follow d before it is rounded */
+/* The scales of a block: the largest becomes -32. Codes follow d before it is rounded: sub_scale gets what they are for.
+ * false if d does not fit half precision. */
+static bool store_scales(block *restrict out, float sub_scale[N_SUB], const float scale[N_SUB]) {
     const float d = -extreme_number(scale, N_SUB) / 32, inverse = d != 0 ? 1 / d : 0;
     uint16_t high = 0;
     memset(out->scale_low, 0, sizeof out->scale_low);
     for (unsigned b = 0; b < N_SUB; b++) {
         const int level = clamp_int(round_even(inverse * scale[b]), -32, 31);
-        const float sub_scale = d * (float)level;
         const unsigned stored = (unsigned)(level + 32);
-        uint8_t code[IQ4_SUB];
-        iq4_quantize(code, x + IQ4_SUB * b, sub_scale != 0 ? 1 / sub_scale : 0);
-        pack_nibbles_32(out->q + 16 * b, code);
+        sub_scale[b] = d * (float)level;
         out->scale_low[b / 2] |= (uint8_t)((stored & 15) << b % 2 * 4);
         high = (uint16_t)(high | stored >> 4 << 2 * b);
     }
@@ -52,13 +42,39 @@ static bool encode_block(block *restrict out, const float *restrict x, const flo
     return store_half(out->d, d);
 }
 
+/* n blocks, 1 or 2: their sub-blocks fill the lanes. sigma2: (n); importance may be NULL. */
+static bool encode_two(block *restrict out, size_t n, const float *restrict x, const float *restrict importance,
+                       const float *restrict sigma2) {
+    iq4_lanes lanes;
+    float scale[NIB_LANES], sub_scale[NIB_LANES] = {0}, sigma2_of[NIB_LANES];
+    for (unsigned k = 0; k < NIB_LANES; k++) sigma2_of[k] = sigma2[k / N_SUB];
+    iq4_load(lanes.x, x, n * N_SUB);
+    iq4_weigh(&lanes, importance, n * N_SUB, vf_load(sigma2_of));
+    vf_store(scale, iq4_fit(&lanes));
+    bool fits = true;
+    for (size_t k = 0; k < n; k++) fits &= store_scales(&out[k], sub_scale + k * N_SUB, scale + k * N_SUB);
+    const vf its = vf_load(sub_scale);
+    uint32_t word[NIB_LANES][IQ4_SUB / 8];
+    iq4_quantize(word, lanes.x, vf_choose(vf_eq(its, vf_zero()), vf_zero(), vf_div(vf_splat(1), its)));
+    for (size_t k = 0; k < n; k++) memcpy(out[k].q, word[k * N_SUB], sizeof out[k].q);
+    return fits;
+}
+
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
                           const float *restrict importance) {
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
+    const size_t n_blocks = n / BLOCK;
+    float sigma2[NIB_LANES];
     bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK) fits &= encode_block(out++, src + i, importance ? importance + i : NULL);
+    for (size_t i = 0; i < n_blocks; i += 2) {
+        const size_t at = i * BLOCK;
+        if (i % NIB_LANES == 0)
+            vf_store(sigma2, vf_mul(sums_of_squares_256(src + at, n_blocks - i), vf_splat(2.0f / BLOCK)));
+        fits &= encode_two(out + i, n_blocks - i < 2 ? 1 : 2, src + at, importance ? importance + at : NULL,
+                           sigma2 + i % NIB_LANES);
+    }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }
 

@@ -12,13 +12,14 @@ typedef struct layout {
     const char *name;
     unsigned n_exponent_bits, n_mantissa_bits;
     int bias;
-    uint32_t largest;  /* code of the largest finite value */
+    uint64_t largest;  /* code of the largest finite value */
     bool has_infinity; /* code largest + 1 */
-    uint32_t nan;      /* 0: there is none */
+    uint64_t nan;      /* 0: there is none */
     bool overflows;    /* beyond the range lies infinity; else the range's end holds */
 } layout;
 
 static const layout layouts[] = {
+    {"f64", 11, 52, 1023, 0x7fefffffffffffff, true, 0x7ff8000000000000, true},
     {"f32", 8, 23, 127, 0x7f7fffff, true, 0x7fc00000, true},
     {"f16", 5, 10, 15, 0x7bff, true, 0x7e00, true},
     {"bf16", 8, 7, 127, 0x7f7f, true, 0x7fc0, true},
@@ -28,40 +29,40 @@ static const layout layouts[] = {
     {"f4_e2m1", 2, 1, 1, 0x7, false, 0, false},
     {"f4_e2m1_ieee", 2, 1, 1, 0x5, true, 0x7, false},
 };
-enum { N_LAYOUTS = sizeof layouts / sizeof *layouts, FIRST_SMALL = 3 };
+enum { N_LAYOUTS = sizeof layouts / sizeof *layouts, FIRST_SMALL = 4 };
 
-static uint32_t sign_bit_of(const layout *type) {
-    return UINT32_C(1) << (type->n_exponent_bits + type->n_mantissa_bits);
+static uint64_t sign_bit_of(const layout *type) {
+    return UINT64_C(1) << (type->n_exponent_bits + type->n_mantissa_bits);
 }
 
-static double decode(const layout *type, uint32_t code) {
-    const uint32_t sign = sign_bit_of(type), rest = code & (sign - 1);
+static double decode(const layout *type, uint64_t code) {
+    const uint64_t sign = sign_bit_of(type), rest = code & (sign - 1);
     const int exponent = (int)(rest >> type->n_mantissa_bits);
-    const uint32_t one = UINT32_C(1) << type->n_mantissa_bits, mantissa = rest & (one - 1);
-    double value = ldexp(exponent ? one + mantissa : mantissa,
+    const uint64_t one = UINT64_C(1) << type->n_mantissa_bits, mantissa = rest & (one - 1);
+    double value = ldexp((double)(exponent ? one + mantissa : mantissa),
                          (exponent ? exponent : 1) - type->bias - (int)type->n_mantissa_bits);
     if (rest > type->largest) value = type->has_infinity && rest == type->largest + 1 ? INFINITY : NAN;
     return code & sign ? -value : value;
 }
 
 /* The nearest value's code, ties to even; x is not NaN. */
-static uint32_t encode(const layout *type, double x) {
-    const uint32_t sign = signbit(x) ? sign_bit_of(type) : 0;
+static uint64_t encode(const layout *type, double x) {
+    const uint64_t sign = signbit(x) ? sign_bit_of(type) : 0;
     const double magnitude = fabs(x);
     const int lowest = 1 - type->bias, highest = (int)(type->largest >> type->n_mantissa_bits) - type->bias;
-    const uint32_t beyond = type->overflows ? type->largest + 1 : type->largest;
+    const uint64_t beyond = type->overflows ? type->largest + 1 : type->largest;
     if (magnitude == 0) return sign;
     int exponent = isinf(magnitude) ? highest + 1 : ilogb(magnitude);
     if (exponent > highest) return sign | beyond;
     if (exponent < lowest) exponent = lowest;
     const double steps = rint(ldexp(magnitude, (int)type->n_mantissa_bits - exponent));
-    const uint32_t code = ((uint32_t)(exponent - lowest) << type->n_mantissa_bits) + (uint32_t)steps;
+    const uint64_t code = ((uint64_t)(exponent - lowest) << type->n_mantissa_bits) + (uint64_t)steps;
     return sign | (code > type->largest ? beyond : code);
 }
 
 /* One step up (or down) from a stored value. */
-static double neighbour(const layout *type, uint32_t code, bool up) {
-    const uint32_t sign = sign_bit_of(type), rest = code & (sign - 1);
+static double neighbour(const layout *type, uint64_t code, bool up) {
+    const uint64_t sign = sign_bit_of(type), rest = code & (sign - 1);
     const bool negative = code & sign;
     if (rest > type->largest + type->has_infinity) return NAN;
     if (rest == 0) return decode(type, up ? 1 : sign | 1);
@@ -198,7 +199,7 @@ static void quantize_floats(const nib_format_facts *facts, const double *x, size
     out->largest_code = (int32_t)(type->largest | sign_bit_of(type));
     for (size_t i = 0; i < n; i++) {
         codes[i] = out->scale > 0 ? (int32_t)encode(type, x[i] / out->scale) : 0;
-        decoded[i] = out->scale * decode(type, (uint32_t)codes[i]);
+        decoded[i] = out->scale * decode(type, (uint64_t)codes[i]);
     }
 }
 
@@ -243,7 +244,7 @@ nib_status nib_number_quantize(const nib_format *format, const double *x, size_t
         quantize_floats(facts, x, n, codes, decoded, out);
     const unsigned index = facts->gguf_type >> 4 & 0xf;
     out->n_codes = family == GRID ? (uint32_t)(out->largest_code - out->lowest_code + 1)
-                                  : 2 * (layouts[FIRST_SMALL + index].largest + 1);
+                                  : 2 * ((uint32_t)layouts[FIRST_SMALL + index].largest + 1);
     count_and_compare(x, n, codes, decoded, out);
     return NIB_OK;
 }

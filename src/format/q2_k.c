@@ -6,10 +6,10 @@
  *         high : low nibble     | byte l, bits 2j:   |                | f16   | f16
  *                               | code 32 j + l      |                        84 bytes, 2.625 bits per weight
  */
+#include "format/lanes.h"
 #include "format/panel.h"
-#include "format/search.h"
 
-enum { BLOCK = 256, N_SUB = 16, SUB = 16 };
+enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
 typedef struct block {
     uint8_t scale_min[N_SUB], q[BLOCK / 4], d[2], d_min[2];
@@ -27,44 +27,91 @@ static void read_scales(float scale[N_SUB], float min[N_SUB], const block *in) {
     }
 }
 
-/* Scales and minimums rounded to 1/15 of the largest. false if one does not fit half precision. */
-static bool encode_plain(block *out, uint8_t *code, const float *x) {
-    float scale[N_SUB], min[N_SUB], max_scale = 0, max_min = 0;
-    for (unsigned g = 0; g < N_SUB; g++) {
-        float weight[SUB];
-        for (unsigned i = 0; i < SUB; i++) weight[i] = fabsf(x[SUB * g + i]);
-        scale[g] = fit_with_minimum(&PLAIN, SUB, x + SUB * g, weight, code + SUB * g, &min[g]);
-        if (scale[g] > max_scale) max_scale = scale[g];
-        if (min[g] > max_min) max_min = min[g];
+/* What the searches of the sub-blocks of up to 16 blocks found. */
+typedef struct fits {
+    float scale[GROUP][N_SUB], negated_min[GROUP][N_SUB], sum_weight[GROUP][N_SUB];
+    float inverse[GROUP][N_SUB], from[GROUP][N_SUB];
+} fits;
+
+/* The blocks of the group from b on that are searched at once; importance may be NULL. x: the first of the group. */
+static void fit_blocks(fits *out, size_t b, size_t n_blocks, const float *x, const float *importance,
+                       const float sigma2[GROUP]) {
+    vf lane[LANES_AT_ONCE * SUB], weight[LANES_AT_ONCE * SUB];
+    min_fit fit[LANES_AT_ONCE];
+    EACH_VECTOR {
+        const size_t n_lanes = b + v < n_blocks ? N_SUB : 0, at = (b + v) * BLOCK;
+        vf *x_of = lane + v * SUB, *weight_of = weight + v * SUB;
+        load_lanes(x_of, x + at, SUB, n_lanes);
+        if (importance) {
+            load_lanes(weight_of, importance + at, SUB, n_lanes);
+            vf_store(out->sum_weight[b + v], weigh_lanes(weight_of, SUB, x_of, vf_splat(sigma2[b + v])));
+        } else {
+            for (unsigned i = 0; i < SUB; i++) weight_of[i] = vf_abs(x_of[i]);
+        }
     }
-    memset(out->scale_min, 0, sizeof out->scale_min);
-    if (max_scale > 0) {
-        const float inverse = 15.0f / max_scale;
-        for (unsigned g = 0; g < N_SUB; g++) out->scale_min[g] = (uint8_t)round_even(inverse * scale[g]);
+    if (importance)
+        fit_with_minimum(&WEIGHTED, SUB, lane, weight, fit);
+    else
+        fit_with_minimum(&PLAIN, SUB, lane, weight, fit);
+    EACH_VECTOR {
+        vf_store(out->scale[b + v], fit[v].scale);
+        vf_store(out->negated_min[b + v], vf_negate(fit[v].min));
+        vf_store(out->inverse[b + v], fit[v].inverse);
+        vf_store(out->from[b + v], fit[v].from);
     }
-    if (max_min > 0) {
-        const float inverse = 15.0f / max_min;
-        for (unsigned g = 0; g < N_SUB; g++)
-            out->scale_min[g] |= (uint8_t)((unsigned)round_even(inverse * min[g]) << 4);
-    }
-    const bool fits = store_half(out->d, max_scale > 0 ? max_scale / 15.0f : 0);
-    return store_half(out->d_min, max_min > 0 ? max_min / 15.0f : 0) && fits;
 }
 
-static bool encode_weighted(block *out, uint8_t *code, const float *x, const float *importance) {
-    const float sigma2 = sum_of_squares(x, BLOCK) / BLOCK;
-    float scale[N_SUB], min[N_SUB], sum_weight[N_SUB];
-    for (unsigned g = 0; g < N_SUB; g++) {
-        float weight[SUB];
-        weigh(weight, SUB, x + SUB * g, importance + SUB * g, sigma2);
-        sum_weight[g] = sum_in_order(weight, SUB);
-        scale[g] = fit_with_minimum(&WEIGHTED, SUB, x + SUB * g, weight, code + SUB * g, &min[g]);
+/* Scales or minimums rounded to 1/15 of the largest, which is returned; lane i: block i. */
+static vf round_scales(const vf x[N_SUB], vf code[N_SUB]) {
+    vf max = vf_zero();
+    for (unsigned g = 0; g < N_SUB; g++) max = vf_max(x[g], max);
+    const vm any = vf_lt(vf_zero(), max);
+    const vf inverse = vf_div(vf_splat(15), max);
+    for (unsigned g = 0; g < N_SUB; g++)
+        code[g] = vf_choose(any, byte_of(round_shifted(vf_mul(inverse, x[g]))), vf_zero());
+    return vf_choose(any, vf_div(max, vf_splat(15)), vf_zero());
+}
+
+/* Stores the common factors and the codes of all scales and minimums. false if a factor does not fit half precision. */
+static bool code_scales(block *out, const fits *found, size_t n_blocks, bool weighted) {
+    vf scale[N_SUB], min[N_SUB], weight[N_SUB], scale_code[N_SUB], min_code[N_SUB];
+    float d[GROUP], d_min[GROUP];
+    uint8_t both[N_SUB][GROUP];
+    bool fit_half = true;
+    load_lanes(scale, found->scale[0], N_SUB, n_blocks);
+    load_lanes(min, found->negated_min[0], N_SUB, n_blocks);
+    if (weighted) load_lanes(weight, found->sum_weight[0], N_SUB, n_blocks);
+    vf_store(d, weighted ? fit_positive_lanes(N_SUB, 15, scale, weight, scale_code) : round_scales(scale, scale_code));
+    vf_store(d_min, weighted ? fit_positive_lanes(N_SUB, 15, min, weight, min_code) : round_scales(min, min_code));
+    for (unsigned g = 0; g < N_SUB; g++)
+        vi_store_bytes(both[g], vi_or(vf_to_i(scale_code[g]), vi_shl(vf_to_i(min_code[g]), 4)));
+    for (size_t b = 0; b < n_blocks; b++) {
+        for (unsigned g = 0; g < N_SUB; g++) out[b].scale_min[g] = both[g][b];
+        fit_half &= store_half(out[b].d, d[b]);
+        fit_half &= store_half(out[b].d_min, d_min[b]);
     }
-    uint8_t scale_code[N_SUB], min_code[N_SUB];
-    const bool fits = store_half(out->d, fit_positive(N_SUB, 15, scale, scale_code, sum_weight));
-    const bool min_fits = store_half(out->d_min, fit_positive(N_SUB, 15, min, min_code, sum_weight));
-    for (unsigned g = 0; g < N_SUB; g++) out->scale_min[g] = (uint8_t)(scale_code[g] | min_code[g] << 4);
-    return fits && min_fits;
+    return fit_half;
+}
+
+static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {
+    fits found = {0};
+    float sigma2[GROUP] = {0};
+    if (importance) vf_store(sigma2, vf_div(sums_of_squares_256(x, n_blocks), vf_splat(BLOCK)));
+    for (size_t b = 0; b < n_blocks; b += LANES_AT_ONCE) fit_blocks(&found, b, n_blocks, x, importance, sigma2);
+    const bool fit_half = code_scales(out, &found, n_blocks, importance);
+    for (size_t b = 0; b < n_blocks; b++, x += BLOCK) {
+        uint8_t code[BLOCK];
+        float scale[N_SUB], min[N_SUB];
+        read_scales(scale, min, &out[b]);
+        for (unsigned g = 0; g < N_SUB; g++) {
+            if (scale[g] != 0)
+                requantize(code + SUB * g, SUB, x + SUB * g, scale[g], min[g], 3);
+            else
+                codes_above(code + SUB * g, SUB, x + SUB * g, found.inverse[b][g], found.from[b][g], 3);
+        }
+        pack_pairs_256(out[b].q, code);
+    }
+    return fit_half;
 }
 
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
@@ -72,18 +119,12 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
-    bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK, out++) {
-        uint8_t code[BLOCK];
-        fits &= importance ? encode_weighted(out, code, src + i, importance + i) : encode_plain(out, code, src + i);
-        float scale[N_SUB], min[N_SUB];
-        read_scales(scale, min, out);
-        for (unsigned g = 0; g < N_SUB; g++) {
-            if (scale[g] != 0) requantize(code + SUB * g, SUB, src + i + SUB * g, scale[g], min[g], 3);
-        }
-        pack_pairs_256(out->q, code);
+    bool fits_half = true;
+    for (size_t i = 0; i < n; i += GROUP * BLOCK, out += GROUP) {
+        const size_t n_blocks = n - i < GROUP * BLOCK ? (n - i) / BLOCK : GROUP;
+        fits_half &= encode_group(out, src + i, n_blocks, importance ? importance + i : NULL);
     }
-    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+    return fits_half ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }
 
 static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {

@@ -10,10 +10,10 @@
  *   scales: byte b (0..7):   scale[b+8] bits 0-3 : scale[b] bits 0-3
  *           byte b+8 (0..3): bits 4-5 of scale[b+12] : scale[b+8] : scale[b+4] : scale[b]
  */
+#include "format/lanes.h"
 #include "format/panel.h"
-#include "format/search.h"
 
-enum { BLOCK = 256, N_SUB = 16, SUB = 16 };
+enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
 typedef struct block {
     uint8_t high[BLOCK / 8], q[BLOCK / 4], scales[12], d[2];
@@ -38,34 +38,110 @@ static void read_scales(float scale[N_SUB], const block *in) {
     for (unsigned g = 0; g < N_SUB; g++) scale[g] = d * (float)(code[g] - 32);
 }
 
-/* Sub-blocks by coordinate descent; scales rounded to 1/32 of the largest. */
-static bool encode_plain(block *out, uint8_t *code, const float *x) {
-    float scale[N_SUB];
-    for (unsigned g = 0; g < N_SUB; g++) scale[g] = fit_by_descent(SUB, 4, x + SUB * g, code + SUB * g);
-    const float max = extreme_number(scale, N_SUB);
-    memset(out->scales, 0, sizeof out->scales);
-    if (max == 0) return store_half(out->d, 0);
-    const float inverse = -32.0f / max;
-    uint8_t scale_code[N_SUB];
-    for (unsigned g = 0; g < N_SUB; g++)
-        scale_code[g] = (uint8_t)(clamp_int((int8_t)round_even(inverse * scale[g]), -32, 31) + 32);
-    pack_scales(out->scales, scale_code);
-    return store_half(out->d, 1 / inverse);
+/* What the searches of the sub-blocks of up to 16 blocks found. The plain one leaves codes, transposed. */
+typedef struct fits {
+    float scale[GROUP][N_SUB], sum_weight[GROUP][N_SUB], inverse[GROUP][N_SUB];
+    uint8_t code[GROUP][SUB][N_SUB];
+} fits;
+
+/* The blocks of the group from b on that are searched at once. x: the first of the group */
+static void fit_plain(fits *out, size_t b, size_t n_blocks, const float *x) {
+    vf lane[LANES_AT_ONCE * SUB], level[LANES_AT_ONCE * SUB], scale[LANES_AT_ONCE];
+    EACH_VECTOR load_lanes(lane + v * SUB, x + (b + v) * BLOCK, SUB, b + v < n_blocks ? N_SUB : 0);
+    fit_by_descent(SUB, 4, lane, level, scale);
+    EACH_VECTOR {
+        vf_store(out->scale[b + v], scale[v]);
+        for (unsigned i = 0; i < SUB; i++)
+            vi_store_bytes(out->code[b + v][i], vf_to_i(vf_add(level[v * SUB + i], vf_splat(4))));
+    }
 }
 
-static bool encode_weighted(block *out, uint8_t *code, const float *x, const float *importance) {
-    const float sigma2 = 2 * sum_of_squares(x, BLOCK) / BLOCK;
-    float scale[N_SUB], sum_weight[N_SUB];
+static void fit_weighted(fits *out, size_t b, const float *x, const float *importance, float sigma2) {
+    vf lane[SUB], weight[SUB];
+    load_lanes(lane, x, SUB, N_SUB);
+    load_lanes(weight, importance, SUB, N_SUB);
+    vf_store(out->sum_weight[b], weigh_lanes(weight, SUB, lane, vf_splat(sigma2)));
+    const symmetric_fit fit = fit_symmetric(SUB, 4, lane, weight, true);
+    vf_store(out->scale[b], fit.scale);
+    vf_store(out->inverse[b], fit.inverse);
+}
+
+/* Scales rounded to 1/32 of the largest, with 8 bits before they are limited; lane i: block i. Returns the common factors. */
+static vf round_scales(const vf x[N_SUB], vi code[N_SUB]) {
+    const vf max = extreme_lanes(N_SUB, x), zero = vf_zero(), inverse = vf_div(vf_splat(-32), max);
+    const vm none = vf_eq(max, zero);
     for (unsigned g = 0; g < N_SUB; g++) {
-        float weight[SUB];
-        weigh(weight, SUB, x + SUB * g, importance + SUB * g, sigma2);
-        sum_weight[g] = sum_in_order(weight, SUB);
-        scale[g] = fit_symmetric(SUB, 4, x + SUB * g, code + SUB * g, weight);
+        const vi rounded = vi_bits(round_shifted(vf_mul(inverse, x[g])));
+        const vi level = vi_min(vi_max(vi_sar(vi_shl(rounded, 24), 24), vi_splat(-32)), vi_splat(31));
+        code[g] = vi_choose(none, vi_splat(0), vi_add(level, vi_splat(32)));
     }
-    uint8_t scale_code[N_SUB];
-    const float d = fit_symmetric(N_SUB, 32, scale, scale_code, sum_weight);
-    pack_scales(out->scales, scale_code);
-    return store_half(out->d, d);
+    return vf_choose(none, zero, vf_div(vf_splat(1), inverse));
+}
+
+/* The same by search. */
+static vf fit_scales(const vf x[N_SUB], const vf weight[N_SUB], vi code[N_SUB]) {
+    const symmetric_fit fit = fit_symmetric(N_SUB, 32, x, weight, false);
+    for (unsigned g = 0; g < N_SUB; g++)
+        code[g] = vi_choose(fit.is_zero, vi_splat(0),
+                            vi_add(vf_to_i(symmetric_level(fit.inverse, x[g], 32, false)), vi_splat(32)));
+    return fit.scale;
+}
+
+/* Stores the common factors and the codes of all scales. false if a factor does not fit half precision. */
+static bool code_scales(block *out, const fits *found, size_t n_blocks, bool weighted) {
+    vf scale[N_SUB], weight[N_SUB];
+    vi code[N_SUB];
+    float d[GROUP];
+    uint8_t packed[N_SUB][GROUP];
+    bool fits_half = true;
+    load_lanes(scale, found->scale[0], N_SUB, n_blocks);
+    if (weighted) load_lanes(weight, found->sum_weight[0], N_SUB, n_blocks);
+    vf_store(d, weighted ? fit_scales(scale, weight, code) : round_scales(scale, code));
+    for (unsigned g = 0; g < N_SUB; g++) vi_store_bytes(packed[g], code[g]);
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t of_block[N_SUB];
+        for (unsigned g = 0; g < N_SUB; g++) of_block[g] = packed[g][b];
+        pack_scales(out[b].scales, of_block);
+        fits_half &= store_half(out[b].d, d[b]);
+    }
+    return fits_half;
+}
+
+static void pack_codes(block *restrict out, const uint8_t *restrict code) {
+    words_32 high = {0};
+    for (unsigned b = 0; b < 8; b++) {
+        words_32 word;
+        memcpy(&word, code + 32 * b, sizeof word);
+        high |= ((word >> 2) & EACH_BYTE(1)) << b;
+    }
+    memcpy(out->high, &high, sizeof high);
+    pack_pairs_256(out->q, code);
+}
+
+static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {
+    fits found;
+    float sigma2[GROUP];
+    if (importance) vf_store(sigma2, vf_div(vf_mul(vf_splat(2), sums_of_squares_256(x, n_blocks)), vf_splat(BLOCK)));
+    for (size_t b = 0; importance && b < n_blocks; b++)
+        fit_weighted(&found, b, x + b * BLOCK, importance + b * BLOCK, sigma2[b]);
+    for (size_t b = 0; !importance && b < n_blocks; b += LANES_AT_ONCE) fit_plain(&found, b, n_blocks, x);
+    const bool fits_half = code_scales(out, &found, n_blocks, importance);
+    for (size_t b = 0; b < n_blocks; b++, x += BLOCK) {
+        uint8_t code[BLOCK];
+        float scale[N_SUB];
+        read_scales(scale, &out[b]);
+        for (unsigned g = 0; g < N_SUB; g++) {
+            uint8_t *at = code + SUB * g;
+            if (scale[g] != 0)
+                requantize_symmetric(at, SUB, x + SUB * g, scale[g], 4);
+            else if (importance)
+                codes_around(at, SUB, x + SUB * g, found.inverse[b][g], 4);
+            else
+                for (unsigned i = 0; i < SUB; i++) at[i] = found.code[b][i][g];
+        }
+        pack_codes(&out[b], code);
+    }
+    return fits_half;
 }
 
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
@@ -73,22 +149,12 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
-    bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK, out++) {
-        uint8_t code[BLOCK];
-        fits &= importance ? encode_weighted(out, code, src + i, importance + i) : encode_plain(out, code, src + i);
-        float scale[N_SUB];
-        read_scales(scale, out);
-        for (unsigned g = 0; g < N_SUB; g++) {
-            if (scale[g] != 0) requantize_symmetric(code + SUB * g, SUB, src + i + SUB * g, scale[g], 4);
-        }
-        pack_pairs_256(out->q, code);
-        memset(out->high, 0, sizeof out->high);
-        for (unsigned b = 0; b < 8; b++) {
-            for (unsigned l = 0; l < 32; l++) out->high[l] |= (uint8_t)(code[32 * b + l] >> 2 << b);
-        }
+    bool fits_half = true;
+    for (size_t i = 0; i < n; i += GROUP * BLOCK, out += GROUP) {
+        const size_t n_blocks = n - i < GROUP * BLOCK ? (n - i) / BLOCK : GROUP;
+        fits_half &= encode_group(out, src + i, n_blocks, importance ? importance + i : NULL);
     }
-    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+    return fits_half ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }
 
 static void read_codes(uint8_t *restrict code, const block *restrict in) {

@@ -4,7 +4,7 @@
  *         d    | m    | q[16]:q[0] .. q[31]:q[15]      20 bytes, 5 bits per weight
  *         f16  | f16  | high nibble : low nibble
  */
-#include "format/search.h"
+#include "format/lanes.h"
 
 enum { BLOCK = 32 };
 
@@ -32,27 +32,61 @@ static float quantize_block(uint8_t *restrict code, float *restrict min, const f
     return d;
 }
 
+enum { GROUP = LANES_AT_ONCE * NIB_LANES };
+
+/* Up to GROUP blocks with an importance matrix, a block in each lane. */
+static bool encode_weighted(block *out, const float *x, size_t n_blocks, const float *importance, float sigma2) {
+    vf lane[LANES_AT_ONCE * BLOCK], weight[LANES_AT_ONCE * BLOCK];
+    float scale[GROUP], min[GROUP], inverse[GROUP], from[GROUP];
+    min_fit fit[LANES_AT_ONCE];
+    bool fits = true;
+    EACH_VECTOR {
+        const size_t first = v * NIB_LANES, n_lanes = first < n_blocks ? n_blocks - first : 0;
+        load_sub_blocks(lane + v * BLOCK, BLOCK, x + first * BLOCK, n_lanes);
+        load_sub_blocks(weight + v * BLOCK, BLOCK, importance + first * BLOCK, n_lanes);
+        weigh_lanes(weight + v * BLOCK, BLOCK, lane + v * BLOCK, vf_splat(sigma2));
+    }
+    fit_with_minimum(&SEARCH, BLOCK, lane, weight, fit);
+    EACH_VECTOR {
+        vf_store(scale + v * NIB_LANES, fit[v].scale);
+        vf_store(min + v * NIB_LANES, fit[v].min);
+        vf_store(inverse + v * NIB_LANES, fit[v].inverse);
+        vf_store(from + v * NIB_LANES, fit[v].from);
+    }
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t code[BLOCK];
+        codes_above(code, BLOCK, x + b * BLOCK, inverse[b], from[b], 15);
+        fits &= store_half(out[b].d, scale[b]);
+        fits &= store_half(out[b].m, min[b]);
+        pack_nibbles_32(out[b].q, code);
+    }
+    return fits;
+}
+
+static bool encode_plain(block *out, const float *x) {
+    uint8_t code[BLOCK];
+    float min;
+    const float d = quantize_block(code, &min, x);
+    pack_nibbles_32(out->q, code);
+    const bool fits = store_half(out->d, d);
+    return store_half(out->m, min) && fits;
+}
+
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
                           const float *restrict importance) {
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
-    const float sigma2 = importance ? sum_of_squares(src, n) / (float)n : 0;
+    const size_t n_blocks = n / BLOCK;
     bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK, out++) {
-        uint8_t code[BLOCK];
-        float d, min, weight[BLOCK];
-        if (importance) {
-            float negated_min;
-            weigh(weight, BLOCK, src + i, importance + i, sigma2);
-            d = fit_with_minimum(&SEARCH, BLOCK, src + i, weight, code, &negated_min);
-            min = -negated_min;
-        } else {
-            d = quantize_block(code, &min, src + i);
-        }
-        fits &= store_half(out->d, d);
-        fits &= store_half(out->m, min);
-        pack_nibbles_32(out->q, code);
+    if (!importance) {
+        for (size_t b = 0; b < n_blocks; b++) fits &= encode_plain(out + b, src + b * BLOCK);
+        return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+    }
+    const float sigma2 = sum_of_squares(src, n) / (float)n;
+    for (size_t b = 0; b < n_blocks; b += GROUP) {
+        const size_t n_here = n_blocks - b < GROUP ? n_blocks - b : GROUP;
+        fits &= encode_weighted(out + b, src + b * BLOCK, n_here, importance + b * BLOCK, sigma2);
     }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }

@@ -5,8 +5,8 @@
  *         f16  | bit i: bit 4 of   | bits 0-3 of two codes,
  *              | code i, u32       | high nibble : low nibble
  */
+#include "format/lanes.h"
 #include "format/panel.h"
-#include "format/search.h"
 
 enum { BLOCK = 32 };
 
@@ -29,25 +29,50 @@ static float quantize_block(uint8_t *restrict code, const float *restrict x) {
     return d;
 }
 
+/* Up to 16 blocks with an importance matrix, a block in each lane. */
+static bool encode_weighted(block *out, const float *x, size_t n_blocks, const float *importance, float sigma2) {
+    vf lane[BLOCK], weight[BLOCK];
+    float scale[NIB_LANES], inverse[NIB_LANES];
+    bool fits = true;
+    load_sub_blocks(lane, BLOCK, x, n_blocks);
+    load_sub_blocks(weight, BLOCK, importance, n_blocks);
+    weigh_lanes(weight, BLOCK, lane, vf_splat(sigma2));
+    const symmetric_fit fit = fit_symmetric(BLOCK, 16, lane, weight, true);
+    vf_store(scale, fit.scale);
+    vf_store(inverse, fit.inverse);
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t code[BLOCK];
+        codes_around(code, BLOCK, x + b * BLOCK, inverse[b], 16);
+        fits &= store_half(out[b].d, scale[b]);
+        pack_fifth_bits_32(out[b].high, code);
+        pack_nibbles_32(out[b].q, code);
+    }
+    return fits;
+}
+
+static bool encode_plain(block *out, const float *x) {
+    uint8_t code[BLOCK];
+    const float d = quantize_block(code, x);
+    pack_fifth_bits_32(out->high, code);
+    pack_nibbles_32(out->q, code);
+    return store_half(out->d, d);
+}
+
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
                           const float *restrict importance) {
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
-    const float sigma2 = importance ? sum_of_squares(src, n) / (float)n : 0;
+    const size_t n_blocks = n / BLOCK;
     bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK, out++) {
-        uint8_t code[BLOCK];
-        float d, weight[BLOCK];
-        if (importance) {
-            weigh(weight, BLOCK, src + i, importance + i, sigma2);
-            d = fit_symmetric(BLOCK, 16, src + i, code, weight);
-        } else {
-            d = quantize_block(code, src + i);
-        }
-        fits &= store_half(out->d, d);
-        pack_fifth_bits_32(out->high, code);
-        pack_nibbles_32(out->q, code);
+    if (!importance) {
+        for (size_t b = 0; b < n_blocks; b++) fits &= encode_plain(out + b, src + b * BLOCK);
+        return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+    }
+    const float sigma2 = sum_of_squares(src, n) / (float)n;
+    for (size_t b = 0; b < n_blocks; b += NIB_LANES) {
+        const size_t n_here = n_blocks - b < NIB_LANES ? n_blocks - b : NIB_LANES;
+        fits &= encode_weighted(out + b, src + b * BLOCK, n_here, importance + b * BLOCK, sigma2);
     }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }

@@ -18,7 +18,28 @@ typedef struct block {
 } block;
 _Static_assert(sizeof(block) == 176, "a q5_k block is 176 bytes");
 
-static const min_search SEARCH = {.n_max = 31, .first = -0.5f, .step = 0.1f, .n_steps = 15};
+static const sub32_format FORMAT = {.plain = {.n_max = 31, .first = -0.5f, .step = 0.1f, .n_steps = 15},
+                                    .weighted = {.n_max = 31, .first = -0.9f, .step = 0.05f, .n_steps = 36},
+                                    .clamp = true};
+
+static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {
+    sub32_group group;
+    const bool fits = encode_sub32(&group, &FORMAT, x, n_blocks, importance);
+    for (size_t i = 0; i < n_blocks; i++) {
+        const uint8_t *code = group.code[i];
+        out[i].head = group.head[i];
+        for (unsigned b = 0; b < SUB32_N / 2; b++)
+            join_nibbles_32(out[i].q + 32 * b, code + 64 * b, code + 64 * b + 32);
+        words_32 high = {0};
+        for (unsigned b = 0; b < SUB32_N; b++) {
+            words_32 word;
+            memcpy(&word, code + 32 * b, sizeof word);
+            high |= ((word >> 4) & EACH_BYTE(1)) << b;
+        }
+        memcpy(out[i].high, &high, sizeof high);
+    }
+    return fits;
+}
 
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
                           const float *restrict importance) {
@@ -26,18 +47,9 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
     bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK, out++) {
-        uint8_t code[BLOCK];
-        fits &= importance ? encode_sub32_weighted(&out->head, code, src + i, importance + i, 31, true)
-                           : encode_sub32(&out->head, code, src + i, &SEARCH);
-        for (unsigned b = 0; b < SUB32_N / 2; b++) {
-            const uint8_t *low = code + 64 * b, *high = low + 32;
-            for (unsigned l = 0; l < 32; l++) out->q[32 * b + l] = (uint8_t)((low[l] & 15) | (high[l] & 15) << 4);
-        }
-        memset(out->high, 0, sizeof out->high);
-        for (unsigned b = 0; b < SUB32_N; b++) {
-            for (unsigned l = 0; l < 32; l++) out->high[l] |= (uint8_t)(code[32 * b + l] >> 4 << b);
-        }
+    for (size_t i = 0; i < n; i += SUB32_GROUP * BLOCK, out += SUB32_GROUP) {
+        const size_t n_blocks = n - i < SUB32_GROUP * BLOCK ? (n - i) / BLOCK : SUB32_GROUP;
+        fits &= encode_group(out, src + i, n_blocks, importance ? importance + i : NULL);
     }
     return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }

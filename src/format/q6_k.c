@@ -8,10 +8,10 @@
  *         low nibble:  128n + 32k + l   | code 128 n + 32 j + l      |
  *         high nibble: that + 64        |                            210 bytes, 6.5625 bits per weight
  */
+#include "format/lanes.h"
 #include "format/panel.h"
-#include "format/search.h"
 
-enum { BLOCK = 256, N_SUB = 16, SUB = 16 };
+enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
 typedef struct block {
     uint8_t low[BLOCK / 2], high[BLOCK / 4];
@@ -26,13 +26,15 @@ static void read_scales(float scale[N_SUB], const block *in) {
 }
 
 static void pack_codes(block *restrict out, const uint8_t *restrict code) {
-    for (unsigned n = 0; n < 2; n++) {
-        for (unsigned l = 0; l < 64; l++)
-            out->low[64 * n + l] = (uint8_t)((code[128 * n + l] & 15) | (code[128 * n + 64 + l] & 15) << 4);
-        for (unsigned l = 0; l < 32; l++) {
-            const uint8_t *at = code + 128 * n + l;
-            out->high[32 * n + l] = (uint8_t)(at[0] >> 4 | at[32] >> 4 << 2 | at[64] >> 4 << 4 | at[96] >> 4 << 6);
+    for (unsigned n = 0; n < 2; n++, code += 128) {
+        words_32 high = {0};
+        for (unsigned j = 0; j < 4; j++) {
+            words_32 word;
+            memcpy(&word, code + 32 * j, sizeof word);
+            high |= ((word >> 4) & EACH_BYTE(3)) << 2 * j;
         }
+        memcpy(out->high + 32 * n, &high, sizeof high);
+        for (unsigned j = 0; j < 2; j++) join_nibbles_32(out->low + 64 * n + 32 * j, code + 32 * j, code + 64 + 32 * j);
     }
 }
 
@@ -43,29 +45,61 @@ static void read_codes(uint8_t *restrict code, const block *restrict in) {
     }
 }
 
-/* false if the scale does not fit half precision. importance may be NULL (weights x^2). */
-static bool encode_block(block *restrict out, const float *restrict x, const float *restrict importance) {
-    uint8_t code[BLOCK];
-    float scale[N_SUB];
-    for (unsigned g = 0; g < N_SUB; g++)
-        scale[g] = fit_symmetric(SUB, 32, x + SUB * g, code + SUB * g, importance ? importance + SUB * g : NULL);
-    const float max = extreme_number(scale, N_SUB);
-    if (fabsf(max) < SEARCH_ZERO) {
-        memset(out, 0, sizeof *out);
-        return true;
+/* What the searches of the sub-blocks of up to 16 blocks found. */
+typedef struct fits {
+    float scale[GROUP][N_SUB], inverse[GROUP][N_SUB];
+} fits;
+
+/* importance may be NULL (weights x^2). */
+static void fit_block(fits *out, size_t b, const float *x, const float *importance) {
+    vf lane[SUB], weight[SUB];
+    load_lanes(lane, x, SUB, N_SUB);
+    if (importance)
+        load_lanes(weight, importance, SUB, N_SUB);
+    else
+        for (unsigned i = 0; i < SUB; i++) weight[i] = vf_mul(lane[i], lane[i]);
+    const symmetric_fit fit = fit_symmetric(SUB, 32, lane, weight, true);
+    vf_store(out->scale[b], fit.scale);
+    vf_store(out->inverse[b], fit.inverse);
+}
+
+/* The common factors, and the codes of all scales: rounded to 1/128 of the largest. Blocks of zeros get the factor 0. */
+static void code_scales(float d[GROUP], uint8_t code[N_SUB][GROUP], const fits *found, size_t n_blocks) {
+    vf scale[N_SUB];
+    load_lanes(scale, found->scale[0], N_SUB, n_blocks);
+    const vf max = extreme_lanes(N_SUB, scale), inverse = vf_div(vf_splat(-128), max);
+    const vm is_zero = vf_lt(vf_abs(max), vf_splat(SEARCH_ZERO));
+    vf_store(d, vf_choose(is_zero, vf_zero(), vf_div(vf_splat(1), inverse)));
+    for (unsigned g = 0; g < N_SUB; g++) vi_store_bytes(code[g], vf_to_i(round_below(vf_mul(inverse, scale[g]), 127)));
+}
+
+static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {
+    fits found;
+    float d[GROUP];
+    uint8_t scale_code[N_SUB][GROUP];
+    bool fits_half = true;
+    for (size_t b = 0; b < n_blocks; b++)
+        fit_block(&found, b, x + b * BLOCK, importance ? importance + b * BLOCK : NULL);
+    code_scales(d, scale_code, &found, n_blocks);
+    for (size_t b = 0; b < n_blocks; b++, out++, x += BLOCK) {
+        uint8_t code[BLOCK];
+        float scale[N_SUB];
+        if (d[b] == 0) {
+            memset(out, 0, sizeof *out);
+            continue;
+        }
+        fits_half &= store_half(out->d, d[b]);
+        for (unsigned g = 0; g < N_SUB; g++) out->scale[g] = (int8_t)scale_code[g][b];
+        read_scales(scale, out);
+        for (unsigned g = 0; g < N_SUB; g++) {
+            if (scale[g] != 0)
+                requantize_symmetric(code + SUB * g, SUB, x + SUB * g, scale[g], 32);
+            else
+                codes_around(code + SUB * g, SUB, x + SUB * g, found.inverse[b][g], 32);
+        }
+        pack_codes(out, code);
     }
-    const float inverse = -128.0f / max;
-    const bool fits = store_half(out->d, 1 / inverse);
-    for (unsigned g = 0; g < N_SUB; g++) {
-        const int rounded = round_even(inverse * scale[g]);
-        out->scale[g] = (int8_t)(rounded < 127 ? rounded : 127);
-    }
-    read_scales(scale, out);
-    for (unsigned g = 0; g < N_SUB; g++) {
-        if (scale[g] != 0) requantize_symmetric(code + SUB * g, SUB, x + SUB * g, scale[g], 32);
-    }
-    pack_codes(out, code);
-    return fits;
+    return fits_half;
 }
 
 static nib_verdict encode(const nib_format *format, void *restrict dst, const float *restrict src, size_t n,
@@ -73,9 +107,12 @@ static nib_verdict encode(const nib_format *format, void *restrict dst, const fl
     (void)format;
     if (!all_finite(src, n)) return NIB_VERDICT_NOT_FINITE;
     block *out = dst;
-    bool fits = true;
-    for (size_t i = 0; i < n; i += BLOCK) fits &= encode_block(out++, src + i, importance ? importance + i : NULL);
-    return fits ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
+    bool fits_half = true;
+    for (size_t i = 0; i < n; i += GROUP * BLOCK, out += GROUP) {
+        const size_t n_blocks = n - i < GROUP * BLOCK ? (n - i) / BLOCK : GROUP;
+        fits_half &= encode_group(out, src + i, n_blocks, importance ? importance + i : NULL);
+    }
+    return fits_half ? NIB_VERDICT_OK : NIB_VERDICT_SCALE_OVERFLOW;
 }
 
 static void decode(const nib_format *format, float *restrict dst, const void *restrict src, size_t n) {

@@ -7,8 +7,8 @@
 #ifndef NIB_FORMAT_SUB32_H
 #define NIB_FORMAT_SUB32_H
 
+#include "format/lanes.h"
 #include "format/panel.h"
-#include "format/search.h"
 
 enum { SUB32_N = 8, SUB32_WEIGHTS = 32, SUB32_BLOCK = 256 };
 
@@ -56,68 +56,122 @@ static inline void turn_sub32(nib_panel *out, const vi word[4]) {
     vf_store(out->minus_d_min, vf_sub(vf_zero(), half_at(word, 2)));
 }
 
+/* Up to 16 blocks on their way: what the searches of the sub-blocks found, and what will be stored. Sub-block b of block i
+ * stands at 8 i + b; 16 of them, two blocks, are searched at once. */
+enum { SUB32_GROUP = 16, SUB32_GROUP_SUBS = SUB32_GROUP * SUB32_N };
+typedef struct sub32_group {
+    float scale[SUB32_GROUP_SUBS + SUB32_N], negated_min[SUB32_GROUP_SUBS + SUB32_N]; /* rows are read 16 wide */
+    float sum_weight[SUB32_GROUP_SUBS + SUB32_N];
+    float inverse[SUB32_GROUP_SUBS], from[SUB32_GROUP_SUBS];
+    sub32_head head[SUB32_GROUP];
+    uint8_t code[SUB32_GROUP][SUB32_BLOCK];
+} sub32_group;
+
+/* How a format differs from the other one. */
+typedef struct sub32_format {
+    min_search plain, weighted; /* without and with an importance matrix */
+    bool clamp;                 /* with one, scales that the search left outside 6 bits are cut */
+} sub32_format;
+
+/* Without an importance matrix: rms + |x| of a sub-block. */
+static inline void weigh_sub32(vf weight[SUB32_WEIGHTS], const vf x[SUB32_WEIGHTS]) {
+    vf sum = vf_zero();
+    for (unsigned i = 0; i < SUB32_WEIGHTS; i++) sum = vf_add(sum, vf_mul(x[i], x[i]));
+    const vf rms = vf_sqrt(vf_div(sum, vf_splat(32)));
+    for (unsigned i = 0; i < SUB32_WEIGHTS; i++) weight[i] = vf_add(rms, vf_abs(x[i]));
+}
+
+/* The sub-blocks from `at` on that are searched at once; importance may be NULL. x: the first block of the group. */
+static inline void fit_sub32(sub32_group *g, const sub32_format *format, const float *x, size_t n_blocks, size_t at,
+                             const float *importance, const float sigma2[SUB32_GROUP]) {
+    vf lane[LANES_AT_ONCE * SUB32_WEIGHTS], weight[LANES_AT_ONCE * SUB32_WEIGHTS];
+    min_fit fit[LANES_AT_ONCE];
+    EACH_VECTOR {
+        const size_t first = at + v * NIB_LANES, end = n_blocks * SUB32_N, n_lanes = first < end ? end - first : 0;
+        vf *x_of = lane + v * SUB32_WEIGHTS, *weight_of = weight + v * SUB32_WEIGHTS;
+        load_sub_blocks(x_of, SUB32_WEIGHTS, x + first * SUB32_WEIGHTS, n_lanes);
+        if (importance) {
+            float sigma2_of[NIB_LANES];
+            for (unsigned i = 0; i < NIB_LANES; i++) sigma2_of[i] = sigma2[(first + i) / SUB32_N];
+            load_sub_blocks(weight_of, SUB32_WEIGHTS, importance + first * SUB32_WEIGHTS, n_lanes);
+            vf_store(g->sum_weight + first, weigh_lanes(weight_of, SUB32_WEIGHTS, x_of, vf_load(sigma2_of)));
+        } else {
+            weigh_sub32(weight_of, x_of);
+        }
+    }
+    if (importance)
+        fit_with_minimum(&format->weighted, SUB32_WEIGHTS, lane, weight, fit);
+    else
+        fit_with_minimum(&format->plain, SUB32_WEIGHTS, lane, weight, fit);
+    EACH_VECTOR {
+        const size_t first = at + v * NIB_LANES;
+        vf_store(g->scale + first, fit[v].scale);
+        vf_store(g->negated_min + first, vf_negate(fit[v].min));
+        vf_store(g->inverse + first, fit[v].inverse);
+        vf_store(g->from + first, fit[v].from);
+    }
+}
+
+/* Scales or minimums rounded to 1/63 of the largest, which is returned; lane i: block i. */
+static inline vf round_sub32(const vf x[SUB32_N], vf code[SUB32_N]) {
+    vf max = vf_zero();
+    for (unsigned b = 0; b < SUB32_N; b++) max = vf_max(x[b], max);
+    const vf inverse = vf_choose(vf_lt(vf_zero(), max), vf_div(vf_splat(63), max), vf_zero());
+    for (unsigned b = 0; b < SUB32_N; b++) code[b] = byte_of(round_shifted(vf_mul(inverse, x[b])));
+    return vf_div(max, vf_splat(63));
+}
+
+/* The scales (or minimums) of all blocks: their common factors, and their codes. lane i: block i */
+static inline vf code_sub32(const sub32_group *g, const float *values, size_t n_blocks, bool weighted, bool clamp,
+                            uint8_t code[SUB32_N][SUB32_GROUP]) {
+    vf x[NIB_LANES], weight[NIB_LANES], level[SUB32_N];
+    load_lanes(x, values, SUB32_N, n_blocks);
+    if (weighted) load_lanes(weight, g->sum_weight, SUB32_N, n_blocks);
+    const vf d = weighted ? fit_positive_lanes(SUB32_N, 63, x, weight, level) : round_sub32(x, level);
+    for (unsigned b = 0; b < SUB32_N; b++) {
+        if (clamp) level[b] = vf_min(level[b], vf_splat(63));
+        vi_store_bytes(code[b], vf_to_i(level[b]));
+    }
+    return d;
+}
+
 /* Codes of the sub-blocks for the scales as stored; those whose scale became 0 keep what the search gave them. */
-static inline void requantize_sub32(const sub32_head *head, const float *x, uint8_t *code, int n_max) {
+static inline void requantize_sub32(sub32_group *g, size_t i, const float *x, int n_max) {
     float scale[SUB32_N], min[SUB32_N];
-    read_sub32(scale, min, head);
-    for (unsigned b = 0; b < SUB32_N; b++) {
-        if (scale[b] == 0) continue;
-        requantize(code + b * SUB32_WEIGHTS, SUB32_WEIGHTS, x + b * SUB32_WEIGHTS, scale[b], min[b], n_max);
+    read_sub32(scale, min, &g->head[i]);
+    for (size_t b = 0; b < SUB32_N; b++, x += SUB32_WEIGHTS) {
+        uint8_t *code = g->code[i] + b * SUB32_WEIGHTS;
+        if (scale[b] != 0)
+            requantize(code, SUB32_WEIGHTS, x, scale[b], min[b], n_max);
+        else
+            codes_above(code, SUB32_WEIGHTS, x, g->inverse[i * SUB32_N + b], g->from[i * SUB32_N + b], n_max);
     }
 }
 
-/* One block without importance matrix: every sub-block by its own search, then its scale and minimum rounded to 1/63 of
- * the largest. false if a scale does not fit half precision. */
-static inline bool encode_sub32(sub32_head *head, uint8_t *code, const float *x, const min_search *how) {
-    float scale[SUB32_N], min[SUB32_N], max_scale = 0, max_min = 0;
-    for (unsigned b = 0; b < SUB32_N; b++) {
-        const float *sub = x + b * SUB32_WEIGHTS;
-        const float rms = sqrtf(sum_of_squares(sub, SUB32_WEIGHTS) / 32);
-        float weight[SUB32_WEIGHTS];
-        for (unsigned i = 0; i < SUB32_WEIGHTS; i++) weight[i] = rms + fabsf(sub[i]);
-        scale[b] = fit_with_minimum(how, SUB32_WEIGHTS, sub, weight, code + b * SUB32_WEIGHTS, &min[b]);
-        if (scale[b] > max_scale) max_scale = scale[b];
-        if (min[b] > max_min) max_min = min[b];
+/* Heads and codes of up to 16 blocks. false if a scale does not fit half precision. */
+static inline bool encode_sub32(sub32_group *g, const sub32_format *format, const float *x, size_t n_blocks,
+                                const float *importance) {
+    float sigma2[SUB32_GROUP], d[NIB_LANES], d_min[NIB_LANES];
+    uint8_t scale[SUB32_N][SUB32_GROUP], min[SUB32_N][SUB32_GROUP];
+    bool fits = true;
+    if (importance)
+        vf_store(sigma2, vf_div(vf_mul(vf_splat(2), sums_of_squares_256(x, n_blocks)), vf_splat(SUB32_BLOCK)));
+    for (size_t at = 0; at < n_blocks * SUB32_N; at += LANES_AT_ONCE * NIB_LANES)
+        fit_sub32(g, format, x, n_blocks, at, importance, sigma2);
+    const bool clamp = !importance || format->clamp;
+    vf_store(d, code_sub32(g, g->scale, n_blocks, importance, clamp, scale));
+    vf_store(d_min, code_sub32(g, g->negated_min, n_blocks, importance, clamp, min));
+    for (size_t i = 0; i < n_blocks; i++) {
+        uint8_t scale_code[SUB32_N], min_code[SUB32_N];
+        for (unsigned b = 0; b < SUB32_N; b++) {
+            scale_code[b] = scale[b][i];
+            min_code[b] = min[b][i];
+        }
+        pack_sub32(g->head[i].packed, scale_code, min_code);
+        fits &= store_half(g->head[i].d, d[i]);
+        fits &= store_half(g->head[i].d_min, d_min[i]);
+        requantize_sub32(g, i, x + i * SUB32_BLOCK, format->plain.n_max);
     }
-    const float per_scale = max_scale > 0 ? 63.0f / max_scale : 0, per_min = max_min > 0 ? 63.0f / max_min : 0;
-    uint8_t scale_code[SUB32_N], min_code[SUB32_N];
-    for (unsigned b = 0; b < SUB32_N; b++) {
-        const uint8_t s = (uint8_t)round_even(per_scale * scale[b]), m = (uint8_t)round_even(per_min * min[b]);
-        scale_code[b] = s < 63 ? s : 63;
-        min_code[b] = m < 63 ? m : 63;
-    }
-    pack_sub32(head->packed, scale_code, min_code);
-    bool fits = store_half(head->d, max_scale / 63.0f);
-    fits &= store_half(head->d_min, max_min / 63.0f);
-    requantize_sub32(head, x, code, how->n_max);
-    return fits;
-}
-
-/* The same with an importance matrix: weighted searches, also for the scales of the sub-blocks. clamp: scales that the
- * search left outside 6 bits are cut (the two formats differ in it). */
-static inline bool encode_sub32_weighted(sub32_head *head, uint8_t *code, const float *x, const float *importance,
-                                         int n_max, bool clamp) {
-    const min_search how = {.n_max = n_max, .first = -0.9f, .step = 0.05f, .n_steps = 36};
-    const float sigma2 = 2 * sum_of_squares(x, SUB32_BLOCK) / SUB32_BLOCK;
-    float scale[SUB32_N], min[SUB32_N], sum_weight[SUB32_N];
-    for (unsigned b = 0; b < SUB32_N; b++) {
-        const size_t at = (size_t)b * SUB32_WEIGHTS;
-        float weight[SUB32_WEIGHTS];
-        weigh(weight, SUB32_WEIGHTS, x + at, importance + at, sigma2);
-        sum_weight[b] = sum_in_order(weight, SUB32_WEIGHTS);
-        scale[b] = fit_with_minimum(&how, SUB32_WEIGHTS, x + at, weight, code + at, &min[b]);
-    }
-    uint8_t scale_code[SUB32_N], min_code[SUB32_N];
-    const float d = fit_positive(SUB32_N, 63, scale, scale_code, sum_weight);
-    const float d_min = fit_positive(SUB32_N, 63, min, min_code, sum_weight);
-    for (unsigned b = 0; clamp && b < SUB32_N; b++) {
-        scale_code[b] = scale_code[b] < 63 ? scale_code[b] : 63;
-        min_code[b] = min_code[b] < 63 ? min_code[b] : 63;
-    }
-    pack_sub32(head->packed, scale_code, min_code);
-    bool fits = store_half(head->d, d);
-    fits &= store_half(head->d_min, d_min);
-    requantize_sub32(head, x, code, n_max);
     return fits;
 }
 

@@ -27,6 +27,7 @@ typedef struct nib_row_kernels {
     nib_row_norm (*row_norm)(const float *logits, uint32_t n);
     double (*row_kld)(const float *base, const nib_row_norm *base_norm, const float *test,
                       const nib_row_norm *test_norm, uint32_t n);
+    nib_row_error (*row_error)(const float *weights, const float *decoded, size_t n);
     /* For tests: e^x, and 16 dot products of 4 bytes (u unsigned, s signed) added to acc. */
     void (*exp)(float *x, size_t n);
     void (*dp4)(int32_t acc[16], const uint8_t u[64], const int8_t s[64]);

@@ -147,6 +147,38 @@ static double row_kld(const float *base, const nib_row_norm *base_norm, const fl
     return vd_sum(sum) / exp(base_norm->log_sum);
 }
 
+/* ---- rows of weights -------------------------------------------------------------------------------------------- */
+
+enum { ERROR_LANES = 16 };
+
+/* Lanes past n are left as they are. Plain loops, which every compiler turns into vectors. */
+static void add_errors(const float *weights, const float *decoded, size_t n, double *restrict squares,
+                       double *restrict errors, double *restrict most) {
+    for (size_t j = 0; j < n; j++) {
+        const double weight = (double)weights[j], difference = weight - (double)decoded[j];
+        const double error = difference * difference;
+        squares[j] += weight * weight;
+        errors[j] += error;
+        most[j] = error > most[j] ? error : most[j];
+    }
+}
+
+static double fold(const double lanes[ERROR_LANES]) {
+    double sums[4];
+    for (unsigned j = 0; j < 4; j++) sums[j] = (lanes[j] + lanes[j + 4]) + (lanes[j + 8] + lanes[j + 12]);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+static nib_row_error row_error(const float *weights, const float *decoded, size_t n) {
+    double squares[ERROR_LANES] = {0}, errors[ERROR_LANES] = {0}, most[ERROR_LANES] = {0};
+    size_t i = 0;
+    for (; i + ERROR_LANES <= n; i += ERROR_LANES)
+        add_errors(weights + i, decoded + i, ERROR_LANES, squares, errors, most);
+    add_errors(weights + i, decoded + i, n - i, squares, errors, most);
+    for (unsigned j = 1; j < ERROR_LANES; j++) most[0] = most[j] > most[0] ? most[j] : most[0];
+    return (nib_row_error){fold(squares), fold(errors), sqrt(most[0])}; /* the root of a rounded square is exact */
+}
+
 /* ---- for tests -------------------------------------------------------------------------------------------------- */
 
 static void exp_each(float *x, size_t n) {
@@ -168,6 +200,7 @@ const nib_row_kernels NIB_AT_LEVEL(nib_row_kernels_) = {
     .to_f16 = to_f16,
     .row_norm = row_norm,
     .row_kld = row_kld,
+    .row_error = row_error,
     .exp = exp_each,
     .dp4 = dp4,
 };

@@ -134,3 +134,9 @@ double nib_row_kld(const float *base, const nib_row_norm *base_norm, const float
                    uint32_t n) {
     return kernels()->row_kld(base, base_norm, test, test_norm, n);
 }
+
+/* ---- weights ---------------------------------------------------------------------------------------------------- */
+
+nib_row_error nib_row_error_of(const float *weights, const float *decoded, size_t n) {
+    return kernels()->row_error(weights, decoded, n);
+}

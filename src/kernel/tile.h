@@ -12,7 +12,7 @@
 /* How many of the tile's 2 x 16 rows and of its 6 columns fit the registers at once. */
 #if defined(NIB_VEC_512)
 enum { NIB_SUB_VECTORS = 2, NIB_SUB_COLUMNS = 6 };
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(NIB_VEC_NEON)
 enum { NIB_SUB_VECTORS = 1, NIB_SUB_COLUMNS = 6 };
 #else
 enum { NIB_SUB_VECTORS = 1, NIB_SUB_COLUMNS = 2 };

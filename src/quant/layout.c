@@ -219,7 +219,29 @@ nib_status nib_quantize_plan(const nib_gguf *gguf, const nib_quantize_params *pa
 
 /* ---- What is unusual about it -------------------------------------------------------------------------------------- */
 
+/* What was lost when the input was quantized cannot be seen here, and comes on top. */
+static void warn_of_loss(const nib_layout *l, const nib_watch *watch) {
+    const nib_format *most = NULL;
+    uint64_t n_bytes = 0;
+    size_t n = 0;
+    for (size_t i = 0; i < l->n; i++) {
+        const nib_choice_of_format *choice = &l->choices[i];
+        const nib_format_facts *from = nib_format_facts_of(choice->tensor->format);
+        if (choice->copied || (from->kind == NIB_CLASS_FLOAT && from->bytes >= 2 * from->block)) continue;
+        n++;
+        if (choice->tensor->n_bytes <= n_bytes) continue;
+        n_bytes = choice->tensor->n_bytes;
+        most = choice->tensor->format;
+    }
+    if (n)
+        nib_warn(watch,
+                 "%zu of %zu tensors are quantized already (%s): their errors come on top of what was lost then; "
+                 "quantize the original model if you can",
+                 n, l->n, nib_format_facts_of(most)->name);
+}
+
 void nib_layout_warn(const nib_layout *l, const nib_imatrix *imatrix, const nib_watch *watch) {
+    warn_of_loss(l, watch);
     for (size_t i = 0; imatrix && i < l->n; i++) {
         const nib_tensor *tensor = l->choices[i].tensor;
         const float *values;

@@ -35,7 +35,7 @@ typedef struct nib_layout {
 nib_status nib_layout_make(const nib_gguf *gguf, const char *path_out, const nib_quantize_params *params,
                            nib_layout *layout, nib_error *error);
 void nib_layout_fini(nib_layout *layout);
-/* watch->warn hears of tensors without importance. imatrix: NULL if there is none. */
+/* watch->warn hears of tensors without importance, and of those that were quantized before. imatrix: NULL if there is none. */
 void nib_layout_warn(const nib_layout *layout, const nib_imatrix *imatrix, const nib_watch *watch);
 
 #endif

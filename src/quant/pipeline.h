@@ -1,21 +1,21 @@
-/* Three stages that overlap: read item k + 2, work on item k + 1, write item k. */
+/* Three stages that overlap: one thread reads items, workers work on some side by side, one thread writes them in order. */
 #ifndef NIB_QUANT_PIPELINE_H
 #define NIB_QUANT_PIPELINE_H
 
 #include "base/error.h"
+#include "cpu/pool.h"
 
-/* Items under way at once; item k lies in slot k % NIB_PIPELINE_SLOTS. */
-enum { NIB_PIPELINE_SLOTS = 3 };
-
-/* Every stage is called for items 0, 1, 2, ... in order, never twice at once, and has its slot to itself meanwhile. */
+/* Item k lies in slot k % n_slots; every call has its slot to itself meanwhile. */
 typedef struct nib_pipeline {
     void *user;
-    /* In a thread of its own. Sets *end instead of filling the slot when there are no more items. */
-    nib_status (*read)(void *user, unsigned slot, bool *end, nib_error *error);
-    /* In the calling thread. */
-    nib_status (*work)(void *user, unsigned slot, nib_error *error);
-    /* In a thread of its own. */
-    nib_status (*write)(void *user, unsigned slot, nib_error *error);
+    nib_pool *pool;
+    size_t n_slots; /* items under way at once; two more than workers keep all stages busy */
+    /* In a thread of its own, items in order. Sets *end instead of filling the slot when there are no more. */
+    nib_status (*read)(void *user, size_t slot, bool *end, nib_error *error);
+    /* In the calling thread (worker 0) and the pool's: items are begun in order, but side by side. */
+    nib_status (*work)(void *user, size_t slot, unsigned worker, nib_error *error);
+    /* In a thread of its own, items in order. */
+    nib_status (*write)(void *user, size_t slot, nib_error *error);
 } nib_pipeline;
 
 /* Runs to the end or to the first item (by number, not by time) at which a stage fails; every item before it is written.

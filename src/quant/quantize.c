@@ -1,12 +1,12 @@
 /* The quantizer: one pass over a model, any number of outputs, tensor by tensor.
  *
  *   input file --> [ bytes of some pieces ] --> decode to f32, encode once per output --> hash, append to each output
- *        reader thread                          calling thread and pool                   writer thread
+ *        reader thread                       calling thread and pool, a batch each          writer thread
  *
  * Invariants:
- *   - a piece is at most 8192 columns of one row and a whole number of blocks, and what is under way at once is three
- *     batches of fixed size, so memory depends neither on the model nor on a tensor, only (a little) on the number of
- *     threads and outputs;
+ *   - a piece is at most 8192 columns of one row and a whole number of blocks, and what is under way at once is some
+ *     batches of fixed size, two more than workers, so memory depends neither on the model nor on a tensor, only (a little)
+ *     on the number of threads and outputs;
  *   - what is computed per piece is combined in the order of the pieces: nothing depends on the number of threads;
  *   - every size is known before the first byte is written, and what comes out has exactly that size;
  *   - payloads are read from the file, not through its mapping: a file that shrinks meanwhile is an error, not a signal;
@@ -15,28 +15,27 @@
 
 #include "base/progress.h"
 #include "cpu/pool.h"
+#include "kernel/kernel.h"
 #include "quant/pipeline.h"
 #include "quant/target.h"
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Of one batch, of which NIB_PIPELINE_SLOTS are under way. */
-#define BATCH_IN_BYTES          (2u << 20)
-#define BATCH_OUT_BYTES         (4u << 20)
-#define BATCH_PIECES            4096u
-#define BATCH_WEIGHTS           (1u << 19) /* a second of the slowest encoder: interruptions are noticed after a batch */
-#define PIECE_WEIGHTS_PER_CLAIM 16384u
+/* Of one batch: small enough for a core's cache, and of the slowest encoder a tenth of a second, which is how late an
+ * interruption is noticed. */
+#define BATCH_IN_BYTES  (1u << 20)
+#define BATCH_OUT_BYTES (1u << 20) /* at least, and a piece of every output */
+#define BATCH_WEIGHTS   (1u << 18)
+#define BATCH_PIECES    4096u
+#define BATCH_RESULTS   (1u << 15) /* pieces times outputs */
+/* Of all batches under way; with very many workers some go without. */
+#define MOST_BYTES      ((size_t)128 << 20)
 
 /* ---- One piece ----------------------------------------------------------------------------------------------------- */
-
-/* What a piece leaves behind besides its bytes. */
-typedef struct piece_result {
-    nib_finding found;
-    double sum_squares, sum_squared_errors, max_abs_error; /* of this piece; 0 if not measured */
-} piece_result;
 
 /* A run of pieces of one tensor on its way through the pipeline. */
 typedef struct batch {
@@ -46,11 +45,11 @@ typedef struct batch {
     bool is_last;   /* of the tensor */
     uint8_t *in;    /* (BATCH_IN_BYTES) the pieces as stored */
     size_t n_in;
-    uint8_t *out; /* (BATCH_OUT_BYTES) encoded pieces of all outputs that do not copy, back to back */
-    bool is_wanted[NIB_QUANTIZE_MOST];         /* by this output: false if an earlier run has written it */
-    size_t out_at[NIB_QUANTIZE_MOST];          /* where each output's pieces begin in out; not for copies */
-    size_t n_bytes[NIB_QUANTIZE_MOST];         /* what each output appends */
-    nib_journal_entry sums[NIB_QUANTIZE_MOST]; /* of the whole tensor; in the last batch */
+    uint8_t *out;                      /* (out_bytes) encoded pieces of all outputs that do not copy, back to back */
+    bool is_wanted[NIB_QUANTIZE_MOST]; /* by this output: false if an earlier run has written it */
+    size_t out_at[NIB_QUANTIZE_MOST];  /* where each output's pieces begin in out; not for copies */
+    size_t n_bytes[NIB_QUANTIZE_MOST]; /* what each output appends */
+    nib_row_error *errors;             /* (n_targets, most_pieces) 0 if not measured */
 } batch;
 
 typedef struct run {
@@ -59,19 +58,21 @@ typedef struct run {
     nib_target *targets;               /* (n_targets) */
     size_t n_targets, n_tensors;
     nib_pool *pool;
-    nib_meter meter;
     char stage[96];
-    batch batches[NIB_PIPELINE_SLOTS];
+    size_t out_bytes, most_pieces; /* of a batch */
+    batch *batches;                /* (n_batches) */
+    size_t n_batches;
 
     size_t n_before[NIB_QUANTIZE_MOST]; /* tensors each output has from an earlier run */
 
     size_t next_tensor; /* the reader's */
     uint64_t next_piece;
 
-    const batch *current;                      /* the workers' */
-    piece_result *results;                     /* (n_targets, BATCH_PIECES) */
-    float *scratch;                            /* (workers, 2, NIB_PIECE_COLUMNS): weights, and what became of them */
-    nib_journal_entry sums[NIB_QUANTIZE_MOST]; /* of the tensor so far */
+    float *scratch;               /* (workers, 2, NIB_PIECE_COLUMNS) the workers': weights, and what became of them */
+    atomic_size_t n_worked_bytes; /* of the input, not yet reported */
+    nib_meter meter;              /* the calling thread's */
+
+    nib_journal_entry sums[NIB_QUANTIZE_MOST]; /* the writer's: of the tensor so far */
 } run;
 
 static const nib_choice_of_format *choice_of(const run *r, size_t target, size_t index) {
@@ -93,76 +94,6 @@ static size_t bytes_of_pieces(const nib_format *format, const nib_tensor *tensor
     const nib_piece begin = nib_tensor_piece(tensor, first), last = nib_tensor_piece(tensor, first + n - 1);
     return (size_t)(position_in(format, tensor, &last) - position_in(format, tensor, &begin)) +
            nib_format_row_bytes(format, last.n);
-}
-
-/* weights, decoded: (n). Four sums side by side: quick, and in a fixed order. */
-static void measure_piece(const float *weights, const float *decoded, size_t n, piece_result *result) {
-    double squares[4] = {0}, errors[4] = {0}, most = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double weight = weights[i], difference = weight - (double)decoded[i];
-        squares[i % 4] += weight * weight;
-        errors[i % 4] += difference * difference;
-        if (fabs(difference) > most) most = fabs(difference);
-    }
-    result->sum_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
-    result->sum_squared_errors = (errors[0] + errors[1]) + (errors[2] + errors[3]);
-    result->max_abs_error = most;
-}
-
-/* weights: (piece->n), decoded from the input. scratch: (NIB_PIECE_COLUMNS) */
-static void encode_piece(const nib_choice_of_format *choice, bool measure, const nib_piece *piece, const float *weights,
-                         uint8_t *out, float *scratch, piece_result *result) {
-    *result = (piece_result){0};
-    /* each matrix of a stack (of experts) has importance of its own */
-    const uint64_t matrix = piece->row / choice->tensor->ne[1] % choice->tensor->ne[2];
-    const float *importance =
-        choice->importance ? choice->importance + matrix * choice->tensor->ne[0] + piece->column : NULL;
-    if (!importance && choice->grid_search) {
-        for (size_t i = 0; i < piece->n; i++) scratch[i] = 1; /* its turn comes later */
-        importance = scratch;
-    }
-    result->found.verdict = nib_format_encode(choice->format, out, weights, piece->n, importance);
-    if (result->found.verdict != NIB_VERDICT_OK || !measure) return;
-    nib_format_decode(choice->format, scratch, out, piece->n);
-    measure_piece(weights, scratch, piece->n, result);
-}
-
-/* One piece for all outputs. weights, scratch: (NIB_PIECE_COLUMNS) */
-static void work_on_piece(const run *r, size_t index, float *weights, float *scratch) {
-    const batch *b = r->current;
-    const nib_tensor *tensor = tensor_at(r, b->index);
-    const nib_piece first = nib_tensor_piece(tensor, b->first);
-    nib_piece piece = nib_tensor_piece(tensor, b->first + index);
-    piece.data = b->in + (position_in(tensor->format, tensor, &piece) - position_in(tensor->format, tensor, &first));
-    bool is_decoded = false;
-    size_t bad_column = piece.n;
-    for (size_t t = 0; t < r->n_targets; t++) {
-        const nib_choice_of_format *choice = choice_of(r, t, b->index);
-        piece_result *result = &r->results[t * BATCH_PIECES + index];
-        if (!b->is_wanted[t]) continue;
-        if (choice->copied) {
-            *result = (piece_result){.found = nib_piece_check(tensor, &piece, scratch)};
-            continue;
-        }
-        if (!is_decoded) {
-            nib_format_decode(tensor->format, weights, piece.data, piece.n);
-            bad_column = nib_first_not_finite(weights, piece.n);
-            is_decoded = true;
-        }
-        if (bad_column < piece.n) {
-            *result = (piece_result){.found = {.verdict = NIB_VERDICT_NOT_FINITE, .has_column = true}};
-            result->found.column = piece.column + bad_column;
-            continue;
-        }
-        const uint64_t at = position_in(choice->format, tensor, &piece) - position_in(choice->format, tensor, &first);
-        encode_piece(choice, r->params[t].measure_error, &piece, weights, b->out + b->out_at[t] + at, scratch, result);
-    }
-}
-
-static void work_on_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
-    const run *r = arg;
-    float *weights = r->scratch + (size_t)worker * 2 * NIB_PIECE_COLUMNS;
-    for (size_t i = begin; i < end; i++) work_on_piece(r, i, weights, weights + NIB_PIECE_COLUMNS);
 }
 
 static nib_status refuse_piece(const run *r, const nib_choice_of_format *choice, const nib_piece *piece,
@@ -190,22 +121,83 @@ static nib_status refuse_piece(const run *r, const nib_choice_of_format *choice,
     return nib_hint(error, NIB_ERR_CORRUPT, "keep such weights in a format with a wide range: --to bf16 or f32");
 }
 
+/* weights: (piece->n), decoded from the input. scratch: (NIB_PIECE_COLUMNS). error: left alone if not measured. */
+static nib_finding encode_piece(const nib_choice_of_format *choice, bool measure, const nib_piece *piece,
+                                const float *weights, uint8_t *out, float *scratch, nib_row_error *error) {
+    nib_finding found = {0};
+    /* each matrix of a stack (of experts) has importance of its own */
+    const uint64_t matrix = piece->row / choice->tensor->ne[1] % choice->tensor->ne[2];
+    const float *importance =
+        choice->importance ? choice->importance + matrix * choice->tensor->ne[0] + piece->column : NULL;
+    if (!importance && choice->grid_search) {
+        for (size_t i = 0; i < piece->n; i++) scratch[i] = 1; /* its turn comes later */
+        importance = scratch;
+    }
+    found.verdict = nib_format_encode(choice->format, out, weights, piece->n, importance);
+    if (found.verdict == NIB_VERDICT_NOT_FINITE) {
+        const size_t column = nib_first_not_finite(weights, piece->n);
+        found.has_column = column < piece->n;
+        found.column = piece->column + column;
+    }
+    if (found.verdict != NIB_VERDICT_OK || !measure) return found;
+    nib_format_decode(choice->format, scratch, out, piece->n);
+    *error = nib_row_error_of(weights, scratch, piece->n);
+    return found;
+}
+
+/* One piece for all outputs. weights, scratch: (NIB_PIECE_COLUMNS) */
+static nib_status work_on_piece(const run *r, const batch *b, size_t index, float *weights, float *scratch,
+                                nib_error *error) {
+    const nib_tensor *tensor = tensor_at(r, b->index);
+    const nib_piece first = nib_tensor_piece(tensor, b->first);
+    nib_piece piece = nib_tensor_piece(tensor, b->first + index);
+    piece.data = b->in + (position_in(tensor->format, tensor, &piece) - position_in(tensor->format, tensor, &first));
+    bool is_decoded = false;
+    for (size_t t = 0; t < r->n_targets; t++) {
+        const nib_choice_of_format *choice = choice_of(r, t, b->index);
+        nib_row_error *measured = &b->errors[t * r->most_pieces + index];
+        nib_finding found;
+        if (!b->is_wanted[t]) continue;
+        *measured = (nib_row_error){0};
+        if (choice->copied) {
+            found = nib_piece_check(tensor, &piece, scratch);
+        } else {
+            const uint64_t at =
+                position_in(choice->format, tensor, &piece) - position_in(choice->format, tensor, &first);
+            if (!is_decoded) nib_format_decode(tensor->format, weights, piece.data, piece.n);
+            is_decoded = true;
+            found = encode_piece(choice, r->params[t].measure_error, &piece, weights, b->out + b->out_at[t] + at,
+                                 scratch, measured);
+        }
+        if (found.verdict != NIB_VERDICT_OK) return refuse_piece(r, choice, &piece, &found, error);
+    }
+    return NIB_OK;
+}
+
 /* ---- The three stages ---------------------------------------------------------------------------------------------- */
 
-/* Pieces that a batch of this tensor takes: at least one, since 64 outputs of one piece fit. */
+/* Of a full piece of this tensor, in all outputs that do not copy it. */
+static size_t out_bytes_of_piece(const run *r, size_t index) {
+    const nib_tensor *tensor = tensor_at(r, index);
+    const size_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? (size_t)tensor->ne[0] : NIB_PIECE_COLUMNS;
+    size_t n = 0;
+    for (size_t t = 0; t < r->n_targets; t++)
+        if (!choice_of(r, t, index)->copied) n += nib_format_row_bytes(choice_of(r, t, index)->format, columns);
+    return n;
+}
+
+/* Pieces that a batch of this tensor takes: at least one, since a piece of every output fits. */
 static size_t batch_length(const run *r, size_t index) {
     const nib_tensor *tensor = tensor_at(r, index);
     const size_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? (size_t)tensor->ne[0] : NIB_PIECE_COLUMNS;
-    size_t n_out = 1;
-    for (size_t t = 0; t < r->n_targets; t++)
-        if (!choice_of(r, t, index)->copied) n_out += nib_format_row_bytes(choice_of(r, t, index)->format, columns);
+    const size_t n_out = out_bytes_of_piece(r, index);
     size_t n = BATCH_IN_BYTES / nib_format_row_bytes(tensor->format, columns);
-    if (n > BATCH_OUT_BYTES / n_out) n = BATCH_OUT_BYTES / n_out;
+    if (n_out && n > r->out_bytes / n_out) n = r->out_bytes / n_out;
     if (n > BATCH_WEIGHTS / columns) n = BATCH_WEIGHTS / columns;
-    return n < BATCH_PIECES ? n : BATCH_PIECES;
+    return n < r->most_pieces ? n : r->most_pieces;
 }
 
-static nib_status read_batch(void *user, unsigned slot, bool *end, nib_error *error) {
+static nib_status read_batch(void *user, size_t slot, bool *end, nib_error *error) {
     run *r = user;
     batch *b = &r->batches[slot];
     if (r->next_tensor == r->n_tensors) {
@@ -235,48 +227,46 @@ static nib_status read_batch(void *user, unsigned slot, bool *end, nib_error *er
     return NIB_OK;
 }
 
-static nib_status encode_batch(void *user, unsigned slot, nib_error *error) {
+static nib_status encode_batch(void *user, size_t slot, unsigned worker, nib_error *error) {
     run *r = user;
     batch *b = &r->batches[slot];
     const nib_tensor *tensor = tensor_at(r, b->index);
-    const uint64_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? tensor->ne[0] : NIB_PIECE_COLUMNS;
+    float *weights = r->scratch + (size_t)worker * 2 * NIB_PIECE_COLUMNS;
     size_t out_at = 0;
-    if (b->first == 0) memset(r->sums, 0, sizeof r->sums);
     for (size_t t = 0; t < r->n_targets; t++) {
         const nib_choice_of_format *choice = choice_of(r, t, b->index);
         b->n_bytes[t] = bytes_of_pieces(choice->format, tensor, b->first, b->n);
         b->out_at[t] = out_at;
         if (!choice->copied) out_at += b->n_bytes[t];
     }
-    r->current = b;
-    nib_par_for(r->pool, b->n, (size_t)(PIECE_WEIGHTS_PER_CLAIM / columns ? PIECE_WEIGHTS_PER_CLAIM / columns : 1),
-                work_on_pieces, r);
-    for (size_t i = 0; i < b->n; i++)
-        for (size_t t = 0; t < r->n_targets; t++) {
-            const piece_result *result = &r->results[t * BATCH_PIECES + i];
-            nib_journal_entry *sums = &r->sums[t];
-            if (!b->is_wanted[t]) continue;
-            if (result->found.verdict != NIB_VERDICT_OK) {
-                const nib_piece piece = nib_tensor_piece(tensor, b->first + i);
-                return refuse_piece(r, choice_of(r, t, b->index), &piece, &result->found, error);
-            }
-            sums->sum_squares += result->sum_squares;
-            sums->sum_squared_errors += result->sum_squared_errors;
-            if (result->max_abs_error > sums->max_abs_error) sums->max_abs_error = result->max_abs_error;
-        }
-    if (b->is_last) memcpy(b->sums, r->sums, sizeof b->sums);
-    return nib_meter_add(&r->meter, (double)b->n_in, error);
+    for (size_t i = 0; i < b->n; i++) NIB_TRY(work_on_piece(r, b, i, weights, weights + NIB_PIECE_COLUMNS, error));
+    atomic_fetch_add(&r->n_worked_bytes, b->n_in);
+    if (worker != 0) return NIB_OK; /* the calling thread tells how far all are */
+    return nib_meter_add(&r->meter, (double)atomic_exchange(&r->n_worked_bytes, 0), error);
 }
 
-static nib_status write_batch(void *user, unsigned slot, nib_error *error) {
+/* In the order of the pieces, whoever measured them. */
+static void add_errors(nib_journal_entry *sums, const nib_row_error *errors, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        sums->sum_squares += errors[i].sum_squares;
+        sums->sum_squared_errors += errors[i].sum_squared_errors;
+        if (errors[i].max_abs_error > sums->max_abs_error) sums->max_abs_error = errors[i].max_abs_error;
+    }
+}
+
+static nib_status write_batch(void *user, size_t slot, nib_error *error) {
     run *r = user;
     const batch *b = &r->batches[slot];
     for (size_t t = 0; t < r->n_targets; t++) {
         if (!b->is_wanted[t]) continue;
-        if (b->first == 0) nib_target_begin_tensor(&r->targets[t]);
+        if (b->first == 0) {
+            nib_target_begin_tensor(&r->targets[t]);
+            r->sums[t] = (nib_journal_entry){0};
+        }
+        add_errors(&r->sums[t], b->errors + t * r->most_pieces, b->n);
         const uint8_t *bytes = choice_of(r, t, b->index)->copied ? b->in : b->out + b->out_at[t];
         NIB_TRY(nib_target_write(&r->targets[t], bytes, b->n_bytes[t], error));
-        if (b->is_last) NIB_TRY(nib_target_end_tensor(&r->targets[t], &b->sums[t], error));
+        if (b->is_last) NIB_TRY(nib_target_end_tensor(&r->targets[t], &r->sums[t], error));
     }
     return NIB_OK;
 }
@@ -284,27 +274,39 @@ static nib_status write_batch(void *user, unsigned slot, nib_error *error) {
 /* ---- The whole job ------------------------------------------------------------------------------------------------- */
 
 static nib_status take_room(run *r, nib_error *error) {
-    const size_t scratch_bytes = (size_t)nib_pool_size(r->pool) * 2 * NIB_PIECE_COLUMNS * sizeof *r->scratch;
-    r->results = nib_alloc(r->n_targets * BATCH_PIECES, sizeof *r->results);
-    r->scratch = nib_alloc_aligned(scratch_bytes);
-    bool has_all = r->results && r->scratch;
-    for (size_t i = 0; i < NIB_PIPELINE_SLOTS; i++) {
-        r->batches[i].in = nib_alloc_aligned(BATCH_IN_BYTES);
-        r->batches[i].out = nib_alloc_aligned(BATCH_OUT_BYTES);
-        has_all = has_all && r->batches[i].in && r->batches[i].out;
+    const size_t n_workers = nib_pool_size(r->pool), scratch_bytes = n_workers * 2 * NIB_PIECE_COLUMNS * sizeof(float);
+    r->out_bytes = BATCH_OUT_BYTES;
+    for (size_t i = 0; i < r->n_tensors; i++) {
+        const size_t n = out_bytes_of_piece(r, i);
+        if (n > r->out_bytes) r->out_bytes = n;
     }
-    if (has_all) return NIB_OK;
-    return nib_fail_memory(error, NIB_PIPELINE_SLOTS * (BATCH_IN_BYTES + BATCH_OUT_BYTES) + scratch_bytes +
-                                      r->n_targets * BATCH_PIECES * sizeof *r->results);
+    r->most_pieces = BATCH_RESULTS / r->n_targets < BATCH_PIECES ? BATCH_RESULTS / r->n_targets : BATCH_PIECES;
+    const size_t n_errors = r->n_targets * r->most_pieces;
+    const size_t batch_bytes = BATCH_IN_BYTES + r->out_bytes + n_errors * sizeof(nib_row_error);
+    r->n_batches = n_workers + 2; /* one is read, one written meanwhile */
+    if (r->n_batches > MOST_BYTES / batch_bytes) r->n_batches = MOST_BYTES / batch_bytes;
+    if (r->n_batches < 3) r->n_batches = 3;
+    r->scratch = nib_alloc_aligned(scratch_bytes);
+    r->batches = nib_alloc(r->n_batches, sizeof *r->batches);
+    bool has_all = r->scratch && r->batches;
+    for (size_t i = 0; has_all && i < r->n_batches; i++) {
+        batch *b = &r->batches[i];
+        b->in = nib_alloc_aligned(BATCH_IN_BYTES);
+        b->out = nib_alloc_aligned(r->out_bytes);
+        b->errors = nib_alloc(n_errors, sizeof *b->errors);
+        has_all = b->in && b->out && b->errors;
+    }
+    return has_all ? NIB_OK : nib_fail_memory(error, r->n_batches * batch_bytes + scratch_bytes);
 }
 
 static void release_room(run *r) {
-    free(r->results);
     nib_free_aligned(r->scratch);
-    for (size_t i = 0; i < NIB_PIPELINE_SLOTS; i++) {
+    for (size_t i = 0; r->batches && i < r->n_batches; i++) {
         nib_free_aligned(r->batches[i].in);
         nib_free_aligned(r->batches[i].out);
+        free(r->batches[i].errors);
     }
+    free(r->batches);
 }
 
 /* What the journal must agree on. Last the layout, which covers whatever has no line of its own. */
@@ -319,9 +321,10 @@ static nib_status describe(const nib_gguf *gguf, const nib_quantize_params *para
         const nib_map *map = nib_gguf_map(gguf, i);
         nib_string_addf(fields, "input_bytes %zu\ninput_mtime %" PRId64 "\n", map->n_bytes, map->mtime_ns);
     }
-    nib_string_addf(fields, "recipe %s\npure %d\nprovenance %d\nsplit_bytes %" PRIu64 "\nmeasure_error %d\n",
+    nib_string_addf(fields,
+                    "recipe %s\npure %d\nprovenance %d\nsplit_bytes %" PRIu64 "\nmeasure_error %d\ngrid_search %d\n",
                     nib_recipe_name(params->recipe), params->pure, !params->no_provenance, params->split_bytes,
-                    params->measure_error);
+                    params->measure_error, params->grid_search);
     XXH3_64bits_reset(state);
     for (size_t i = 0; i < l->n; i++) {
         const nib_tensor *tensor = l->choices[i].tensor;
@@ -380,10 +383,15 @@ fail:
     return status;
 }
 
+static nib_status check_inputs(const nib_gguf *gguf, nib_error *error) {
+    for (unsigned i = 0; i < nib_gguf_n_files(gguf); i++)
+        NIB_TRY(nib_map_check_unchanged(nib_gguf_map(gguf, i), nib_gguf_file_path(gguf, i), error));
+    return NIB_OK;
+}
+
 /* All that can be refused before the first byte is written. */
 static nib_status plan_targets(run *r, const char *const paths_out[], nib_error *error) {
-    for (unsigned i = 0; i < nib_gguf_n_files(r->gguf); i++)
-        NIB_TRY(nib_map_check_unchanged(nib_gguf_map(r->gguf, i), nib_gguf_file_path(r->gguf, i), error));
+    NIB_TRY(check_inputs(r->gguf, error));
     for (size_t t = 0; t < r->n_targets; t++) {
         const nib_quantize_params *params = &r->params[t];
         r->targets[t] = (nib_target){.path_out = paths_out[t],
@@ -401,7 +409,12 @@ static nib_status plan_targets(run *r, const char *const paths_out[], nib_error 
 /* Opens the outputs, sets what is left to do, and does it. */
 static nib_status write_targets(run *r, const nib_watch *watch, nib_error *error) {
     double n_in = 0, n_in_before = 0;
-    const nib_pipeline pipeline = {.user = r, .read = read_batch, .work = encode_batch, .write = write_batch};
+    const nib_pipeline pipeline = {.user = r,
+                                   .pool = r->pool,
+                                   .n_slots = r->n_batches,
+                                   .read = read_batch,
+                                   .work = encode_batch,
+                                   .write = write_batch};
     r->next_tensor = r->n_tensors;
     for (size_t t = 0; t < r->n_targets; t++) {
         NIB_TRY(nib_target_open(&r->targets[t], watch, error));
@@ -416,6 +429,8 @@ static nib_status write_targets(run *r, const nib_watch *watch, nib_error *error
     nib_meter_init(&r->meter, watch, r->stage, n_in);
     r->meter.done = n_in_before;
     NIB_TRY(nib_pipeline_run(&pipeline, error));
+    NIB_TRY(check_inputs(r->gguf, error)); /* also what was changed after it was read */
+    NIB_TRY(nib_meter_add(&r->meter, (double)atomic_exchange(&r->n_worked_bytes, 0), error));
     for (size_t t = 0; t < r->n_targets; t++) NIB_TRY(nib_target_commit(&r->targets[t], error));
     return NIB_OK;
 }

@@ -153,6 +153,8 @@ nib_status nib_target_open(nib_target *target, const nib_watch *watch, nib_error
         return nib_fail_memory(error, n * sizeof *target->entries);
     XXH3_128bits_reset(target->whole);
     NIB_TRY(target->resume ? resume(target, watch, error) : begin(target, watch, error));
+    for (size_t p = 0; target->sync && p < target->layout.n_parts; p++)
+        if (target->layout.parts[p].output) nib_output_write_behind(target->layout.parts[p].output);
     target->is_open = true;
     return NIB_OK;
 }

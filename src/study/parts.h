@@ -6,7 +6,7 @@
 #include "base/memory.h"
 #include "nibble/study.h"
 
-#define NIB_STUDY_MAX_LEVELS 128
+#define NIB_STUDY_MAX_LEVELS NIB_QUANTIZE_MOST
 
 /* ---- verdict.c ------------------------------------------------------------------------------------------------------- */
 

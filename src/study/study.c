@@ -70,23 +70,36 @@ static nib_status prepare(run *self, const nib_watch *watch, nib_error *error) {
     return nib_study_cost(params, self->models[0], &self->questions, study->n_prompts, self->pool, &self->costs, error);
 }
 
+/* In one pass over the reference. */
 static nib_status quantize_levels(run *self, nib_error *error) {
-    for (uint32_t i = 0; i < self->study->n_levels; i++) {
-        char path[1536];
-        const nib_quantize_params params = {
+    const uint32_t n = self->study->n_levels;
+    nib_status status = NIB_OK;
+    nib_quantize_params *params = nib_alloc(n, sizeof *params);
+    const char **paths = nib_alloc(n, sizeof *paths);
+    char(*texts)[1536] = nib_alloc(n, sizeof *texts);
+    if (params == NULL || paths == NULL || texts == NULL) {
+        status = nib_fail_memory(error, n * (sizeof *params + sizeof *paths + sizeof *texts));
+        goto fail;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        params[i] = (nib_quantize_params){
             .recipe = self->params->levels[i],
             .pure = self->params->pure,
             .no_sync = !self->params->keep,
             .measure_error = true,
         };
-        NIB_TRY(
-            nib_stages_next(&self->stages, self->costs.quantize, error, "quantize %s", nib_recipe_name(params.recipe)));
-        NIB_TRY(nib_workdir_path(&self->work, self->names[i], path, error));
-        NIB_TRY(nib_quantize(nib_model_gguf(self->models[0]), path, &params, self->pool, &self->stages.inner,
-                             &self->study->quantized[i], error));
-        NIB_TRY(nib_model_open(path, NULL, &self->models[1 + i], error));
+        NIB_TRY_GOTO(nib_workdir_path(&self->work, self->names[i], texts[i], error));
+        paths[i] = texts[i];
     }
-    return NIB_OK;
+    NIB_TRY_GOTO(nib_stages_next(&self->stages, n * self->costs.quantize, error, "quantize %u levels", n));
+    NIB_TRY_GOTO(nib_quantize_many(nib_model_gguf(self->models[0]), n, paths, params, self->pool, &self->stages.inner,
+                                   self->study->quantized, error));
+    for (uint32_t i = 0; i < n; i++) NIB_TRY_GOTO(nib_model_open(paths[i], NULL, &self->models[1 + i], error));
+fail:
+    free(params);
+    free(paths);
+    free(texts);
+    return status;
 }
 
 /* Reports speak of NAME.LEVEL.gguf, wherever the file lay while it was measured. */

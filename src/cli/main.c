@@ -70,7 +70,8 @@ static nib_status make_pool(nib_cli *cli, nib_error *error) {
             n_threads = n_cores;
         }
     }
-    return nib_pool_new((unsigned)n_threads, &cli->pool, error);
+    const nib_status status = nib_pool_new((unsigned)n_threads, &cli->pool, error);
+    return status == NIB_OK && nib_cli_switch(cli, "pin") ? nib_pool_pin(cli->pool, error) : status;
 }
 
 static nib_status run_command(const nib_command *command, int argc, char **argv, nib_error *error) {

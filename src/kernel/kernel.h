@@ -73,15 +73,29 @@ size_t nib_attend_scratch_bytes(uint32_t n_ctx, uint32_t head_dim, unsigned n_wo
 void nib_attend(nib_pool *pool, nib_path path, const nib_kv_layer *kv, const nib_attend_segment *segments,
                 uint32_t n_segments, const float *q, uint32_t n_head, float scale, float *out, void *scratch);
 
-/* Log-softmax constants of a row: maximum and ln sum exp(l - max), summed in double in a fixed order. */
-typedef struct nib_row_norm {
+/* Softmax and divergence of rows of logits that pass by in pieces, from the first to the last of the vocabulary. Sums are
+ * in double and in a fixed order, given the pieces. A row begins as {0}. */
+typedef struct nib_softmax {
+    double sum; /* of e^(l - shift) */
+    float
+        shift; /* the largest logit of the first piece that has any probability, or a later one that is far above it */
     float max;
-    double log_sum;
-    uint32_t argmax; /* first of equals */
-} nib_row_norm;
-nib_row_norm nib_row_norm_of(const float *logits, uint32_t n);
-/* sum_i p_i (ln p_i - ln q_i), p from base, q from test, given their norms; double sums in a fixed order. */
-double nib_row_kld(const float *base, const nib_row_norm *base_norm, const float *test, const nib_row_norm *test_norm,
-                   uint32_t n);
+    uint32_t n, argmax; /* logits so far; the first of the largest */
+} nib_softmax;
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n);
+/* ln sum_i e^l_i; minus infinity if nothing has any probability. */
+double nib_softmax_log_sum(const nib_softmax *row);
+
+/* KL divergence of test from base: sum_i p_i (ln p_i - ln q_i) = (sum_i e^a_i (a_i - b_i)) / (sum_i e^a_i) - ln sum_i e^a_i
+ * + ln sum_i e^b_i. */
+typedef struct nib_divergence {
+    double sum; /* of e^(a - shift) (a - b) */
+    float shift;
+} nib_divergence;
+/* base_row: after this piece was added to it. */
+void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *base, const float *test,
+                        uint32_t n);
+/* 0 if base has no probability anywhere. */
+double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *test_row);
 
 #endif

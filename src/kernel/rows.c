@@ -1,7 +1,9 @@
-/* Row by row work, spread over the pool: embedding, normalization, sums, activations, rotary embedding, log-softmax. */
+/* Row by row work, spread over the pool: embedding, normalization, sums, activations, rotary embedding, softmax of logits. */
 #include "cpu/cpu.h"
 #include "format/format.h"
 #include "kernel/level.h"
+
+#include <math.h>
 
 static const nib_row_kernels *kernels(void) {
 #define LEVEL(name, needs) &nib_row_kernels_##name,
@@ -126,11 +128,41 @@ void nib_rope_rows(nib_pool *pool, float *x, const uint32_t *positions, uint32_t
 
 /* ---- logits ----------------------------------------------------------------------------------------------------- */
 
-nib_row_norm nib_row_norm_of(const float *logits, uint32_t n) {
-    return kernels()->row_norm(logits, n);
+/* A shift only keeps e^x in range, so it is a multiple of 64, most often 0: subtracting it from the logits that matter is
+ * exact, which subtracting the maximum is not. */
+static const float shift_step = 64, highest_above_shift = 60;
+
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n) {
+    size_t index;
+    const float largest = kernels()->largest(logits, n, &index);
+    if (row->n == 0) row->max = row->shift = -INFINITY;
+    if (largest > row->max) {
+        row->max = largest;
+        row->argmax = row->n + (uint32_t)index;
+        if (!(largest - row->shift < highest_above_shift)) {
+            const float shift = shift_step * nearbyintf(largest / shift_step);
+            row->sum *= exp((double)row->shift - (double)shift);
+            row->shift = shift;
+        }
+    }
+    row->n += n;
+    if (row->max > -INFINITY) row->sum += kernels()->sum_exp(logits, n, row->shift);
 }
 
-double nib_row_kld(const float *base, const nib_row_norm *base_norm, const float *test, const nib_row_norm *test_norm,
-                   uint32_t n) {
-    return kernels()->row_kld(base, base_norm, test, test_norm, n);
+double nib_softmax_log_sum(const nib_softmax *row) {
+    return row->max > -INFINITY ? (double)row->shift + log(row->sum) : -INFINITY;
+}
+
+void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *base, const float *test,
+                        uint32_t n) {
+    if (!(base_row->max > -INFINITY)) return;
+    if (divergence->sum != 0 && divergence->shift != base_row->shift)
+        divergence->sum *= exp((double)divergence->shift - (double)base_row->shift);
+    divergence->shift = base_row->shift;
+    divergence->sum += kernels()->sum_exp_times_difference(base, test, n, base_row->shift);
+}
+
+double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *test_row) {
+    if (!(base_row->max > -INFINITY)) return 0;
+    return divergence->sum / base_row->sum - (nib_softmax_log_sum(base_row) - nib_softmax_log_sum(test_row));
 }

@@ -190,13 +190,14 @@ typedef struct compared {
 } compared;
 
 static compared compare_rows(const float *base, const float *test, uint32_t n, uint32_t piece) {
+    static float weights[50001];
     nib_softmax p = {0}, q = {0};
     nib_divergence divergence = {0};
     for (uint32_t i = 0; i < n; i += piece) {
         const uint32_t n_piece = n - i < piece ? n - i : piece;
-        nib_softmax_add(&p, base + i, n_piece);
-        nib_softmax_add(&q, test + i, n_piece);
-        nib_divergence_add(&divergence, &p, base + i, test + i, n_piece);
+        nib_softmax_add(&p, base + i, n_piece, weights);
+        nib_softmax_add(&q, test + i, n_piece, NULL);
+        nib_divergence_add(&divergence, &p, weights, base + i, test + i, n_piece);
     }
     return (compared){.base_sum = nib_softmax_log_sum(&p),
                       .test_sum = nib_softmax_log_sum(&q),

@@ -212,7 +212,7 @@ static void add_rows(void *arg, size_t begin, size_t end, unsigned worker) {
         const size_t row = s->row + r;
         const int32_t next = s->sequences[s->row_sequence[row]].ids.ids[s->row_token[row]];
         const uint32_t col = (uint32_t)next - s->first_col;
-        nib_softmax_add(&s->softmax[row], logits, s->n_cols);
+        nib_softmax_add(&s->softmax[row], logits, s->n_cols, NULL);
         if (col < s->n_cols) s->scored[row] = logits[col];
     }
 }

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define NIB_TILE_LOGITS   (2u << 20)
+#define NIB_TILE_LOGITS   (1u << 20)
 #define NIB_TILE_MAX_ROWS 512u
 #define NIB_TILE_COL_STEP 32u /* rows of the output matrix that are unpacked together */
 

@@ -26,9 +26,10 @@ typedef struct nib_row_kernels {
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
     /* Of logits; index: the first of equals, 0 if all are minus infinity. */
     float (*largest)(const float *x, size_t n, size_t *index);
-    /* sum_i e^(x_i - shift), and sum_i e^(base_i - shift) (base_i - test_i). */
-    double (*sum_exp)(const float *x, size_t n, float shift);
-    double (*sum_exp_times_difference)(const float *base, const float *test, size_t n, float shift);
+    /* sum_i e^(x_i - shift); the terms go to out unless it is NULL. */
+    double (*sum_exp)(const float *x, size_t n, float shift, float *out);
+    /* sum_i weights_i (base_i - test_i) */
+    double (*sum_differences)(const float *weights, const float *base, const float *test, size_t n);
     /* For tests: e^x, and 16 dot products of 4 bytes (u unsigned, s signed) added to acc. */
     void (*exp)(float *x, size_t n);
     void (*dp4)(int32_t acc[16], const uint8_t u[64], const int8_t s[64]);

@@ -128,21 +128,50 @@ static float largest(const float *x, size_t n, size_t *index) {
     return best;
 }
 
-static double sum_exp(const float *x, size_t n, float shift) {
+/* e^x within 1e-7 for x < 88, exactly 0 below -88: no step for numbers too small for a float, which vf_exp has. */
+static vf exp_of_logit(vf x) {
+    const vf magic = vf_splat(0x1.8p23f + 127); /* leaves the biased exponent in the low bits */
+    x = vf_max(vf_splat(-88.0f), x);
+    const vf shifted = vf_fma(x, vf_splat(0x1.715476p0f), magic), n = vf_sub(shifted, magic);
+    vf r = vf_fma(n, vf_splat(-0.693359375f), x);
+    r = vf_fma(n, vf_splat(2.12194440e-4f), r);
+    vf p = vf_splat(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_splat(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_splat(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_splat(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_splat(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_splat(5.0000001201e-1f));
+    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_splat(1));
+    return vf_mul(p, vf_bits(vi_shl(vi_bits(shifted), 23)));
+}
+
+static double sum_exp(const float *x, size_t n, float shift, float *out) {
     const vf shifts = vf_splat(shift);
     vd sum = vd_splat(0);
-    for (size_t i = 0; i < n; i += 16) sum = vd_add(sum, vd_of(vf_exp(vf_sub(logits_at(x, i, n, -INFINITY), shifts))));
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const vf e = exp_of_logit(vf_sub(vf_load(x + i), shifts));
+        sum = vd_add(sum, vd_of(e));
+        if (out) vf_store(out + i, e);
+    }
+    if (i < n) {
+        const vf e = exp_of_logit(vf_sub(logits_at(x, i, n, -INFINITY), shifts));
+        sum = vd_add(sum, vd_of(e));
+        if (out) vf_store_n(out + i, e, n - i);
+    }
     return vd_sum(sum);
 }
 
-/* Where e^base is 0 (a logit of minus infinity, or far below) the term is 0, whatever test is. */
-static double sum_exp_times_difference(const float *base, const float *test, size_t n, float shift) {
-    const vf shifts = vf_splat(shift);
+/* Where the weight is 0 (a logit of minus infinity, or far below) the term is 0, whatever test is. */
+static double sum_differences(const float *weights, const float *base, const float *test, size_t n) {
     vd sum = vd_splat(0);
-    for (size_t i = 0; i < n; i += 16) {
-        const vf a = logits_at(base, i, n, -INFINITY), b = logits_at(test, i, n, 0);
-        sum = vd_add(sum, vd_mul_nonzero(vd_of(vf_exp(vf_sub(a, shifts))), vd_sub(vd_of(a), vd_of(b))));
-    }
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        sum = vd_add(sum, vd_mul_nonzero(vd_of(vf_load(weights + i)),
+                                         vd_sub(vd_of(vf_load(base + i)), vd_of(vf_load(test + i)))));
+    if (i < n)
+        sum = vd_add(sum, vd_mul_nonzero(vd_of(logits_at(weights, i, n, 0)),
+                                         vd_sub(vd_of(logits_at(base, i, n, 0)), vd_of(logits_at(test, i, n, 0)))));
     return vd_sum(sum);
 }
 
@@ -167,7 +196,7 @@ const nib_row_kernels NIB_AT_LEVEL(nib_row_kernels_) = {
     .to_f16 = to_f16,
     .largest = largest,
     .sum_exp = sum_exp,
-    .sum_exp_times_difference = sum_exp_times_difference,
+    .sum_differences = sum_differences,
     .exp = exp_each,
     .dp4 = dp4,
 };

@@ -132,7 +132,7 @@ void nib_rope_rows(nib_pool *pool, float *x, const uint32_t *positions, uint32_t
  * exact, which subtracting the maximum is not. */
 static const float shift_step = 64, highest_above_shift = 60;
 
-void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n) {
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *weights) {
     size_t index;
     const float largest = kernels()->largest(logits, n, &index);
     if (row->n == 0) row->max = row->shift = -INFINITY;
@@ -146,20 +146,20 @@ void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n) {
         }
     }
     row->n += n;
-    if (row->max > -INFINITY) row->sum += kernels()->sum_exp(logits, n, row->shift);
+    if (row->max > -INFINITY) row->sum += kernels()->sum_exp(logits, n, row->shift, weights);
 }
 
 double nib_softmax_log_sum(const nib_softmax *row) {
     return row->max > -INFINITY ? (double)row->shift + log(row->sum) : -INFINITY;
 }
 
-void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *base, const float *test,
-                        uint32_t n) {
+void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *weights,
+                        const float *base, const float *test, uint32_t n) {
     if (!(base_row->max > -INFINITY)) return;
     if (divergence->sum != 0 && divergence->shift != base_row->shift)
         divergence->sum *= exp((double)divergence->shift - (double)base_row->shift);
     divergence->shift = base_row->shift;
-    divergence->sum += kernels()->sum_exp_times_difference(base, test, n, base_row->shift);
+    divergence->sum += kernels()->sum_differences(weights, base, test, n);
 }
 
 double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *test_row) {

@@ -235,6 +235,22 @@ static void check_logits(void) {
     }
 }
 
+/* Nearly the same and nearly certain: what divides a good quantization from a very good one. */
+static void check_small_divergence(void) {
+    enum { N = 3000 };
+    float *base = random_floats(N, 4), *test = nib_alloc_aligned(N * sizeof *test);
+    for (int i = 0; i < N; i++) test[i] = base[i] + 1e-3f * (float)sin(i);
+    base[1234] = 30.3f;
+    test[1234] = 30.301f;
+    const double base_sum = log_sum_of(base, N), test_sum = log_sum_of(test, N);
+    double expected = 0;
+    for (int i = 0; i < N; i++) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);
+    for (uint32_t piece = 10; piece <= N; piece += 299)
+        assert_true(fabs(compare_rows(base, test, N, piece).kld - expected) < 1e-10);
+    nib_free_aligned(base);
+    nib_free_aligned(test);
+}
+
 /* Rows that no model should give. */
 static void check_odd_logits(void) {
     enum { N = 40 };
@@ -554,6 +570,7 @@ ON_EACH_LEVEL(norm)
 ON_EACH_LEVEL(elements)
 ON_EACH_LEVEL(rope)
 ON_EACH_LEVEL(logits)
+ON_EACH_LEVEL(small_divergence)
 ON_EACH_LEVEL(odd_logits)
 ON_EACH_LEVEL(embedding)
 ON_EACH_LEVEL(formats)
@@ -578,11 +595,14 @@ static void test_levels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_levels),    cmocka_unit_test(test_dp4),        cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_norm),      cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_logits),    cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
-        cmocka_unit_test(test_formats),   cmocka_unit_test(test_groups),     cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_levels),     cmocka_unit_test(test_dp4),
+        cmocka_unit_test(test_exp),        cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_logits),     cmocka_unit_test(test_small_divergence),
+        cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_formats),    cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -128,7 +128,7 @@ static float largest(const float *x, size_t n, size_t *index) {
     return best;
 }
 
-/* e^x within 1e-7 for x < 88, exactly 0 below -88: no step for numbers too small for a float, which vf_exp has. */
+/* e^x within 1e-7 for x <= 0, exactly 1 for 0 and 0 below -88: no step for numbers too small for a float, which vf_exp has. */
 static vf exp_of_logit(vf x) {
     const vf magic = vf_splat(0x1.8p23f + 127); /* leaves the biased exponent in the low bits */
     x = vf_max(vf_splat(-88.0f), x);

@@ -128,37 +128,37 @@ void nib_rope_rows(nib_pool *pool, float *x, const uint32_t *positions, uint32_t
 
 /* ---- logits ----------------------------------------------------------------------------------------------------- */
 
-/* A shift only keeps e^x in range, so it is a multiple of 64, most often 0: subtracting it from the logits that matter is
- * exact, which subtracting the maximum is not. */
-static const float shift_step = 64, highest_above_shift = 60;
-
-void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *weights) {
+uint32_t nib_row_argmax(const float *x, uint32_t n, float *largest) {
     size_t index;
-    const float largest = kernels()->largest(logits, n, &index);
-    if (row->n == 0) row->max = row->shift = -INFINITY;
+    *largest = kernels()->largest(x, n, &index);
+    return (uint32_t)index;
+}
+
+/* The largest logit is subtracted although sums in double need no such thing: its own term, most often nearly all of the
+ * sum, is then exactly 1, and divergences of 1e-8 do not drown in the rounding of e^x. */
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *weights) {
+    float largest;
+    const uint32_t index = nib_row_argmax(logits, n, &largest);
+    if (row->n == 0) row->max = -INFINITY;
     if (largest > row->max) {
+        row->sum *= exp((double)row->max - (double)largest);
         row->max = largest;
-        row->argmax = row->n + (uint32_t)index;
-        if (!(largest - row->shift < highest_above_shift)) {
-            const float shift = shift_step * nearbyintf(largest / shift_step);
-            row->sum *= exp((double)row->shift - (double)shift);
-            row->shift = shift;
-        }
+        row->argmax = row->n + index;
     }
     row->n += n;
-    if (row->max > -INFINITY) row->sum += kernels()->sum_exp(logits, n, row->shift, weights);
+    if (row->max > -INFINITY) row->sum += kernels()->sum_exp(logits, n, row->max, weights);
 }
 
 double nib_softmax_log_sum(const nib_softmax *row) {
-    return row->max > -INFINITY ? (double)row->shift + log(row->sum) : -INFINITY;
+    return row->max > -INFINITY ? (double)row->max + log(row->sum) : -INFINITY;
 }
 
 void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *weights,
                         const float *base, const float *test, uint32_t n) {
     if (!(base_row->max > -INFINITY)) return;
-    if (divergence->sum != 0 && divergence->shift != base_row->shift)
-        divergence->sum *= exp((double)divergence->shift - (double)base_row->shift);
-    divergence->shift = base_row->shift;
+    if (divergence->sum != 0 && divergence->max != base_row->max)
+        divergence->sum *= exp((double)divergence->max - (double)base_row->max);
+    divergence->max = base_row->max;
     divergence->sum += kernels()->sum_differences(weights, base, test, n);
 }
 

@@ -1,15 +1,13 @@
-/* The ground everything stands on: half precision, JSON, the pool, outputs. */
+/* The ground everything stands on: half precision, JSON, outputs. */
 #include "base/files.h"
 #include "base/half.h"
 #include "base/memory.h"
 #include "base/progress.h"
-#include "cpu/pool.h"
 #include "nibble/json.h"
 #include "unit.h"
 
 #include <jansson.h>
 #include <math.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -92,35 +90,6 @@ static void json_refuses_open_brackets(void **state) {
     nib_json_free(json);
 }
 
-enum { N_ITEMS = 1003 };
-static void count_items(void *arg, size_t begin, size_t end, unsigned worker) {
-    (void)worker;
-    atomic_uint *seen = arg;
-    assert_true(end - begin <= 7 && begin % 7 == 0);
-    for (size_t i = begin; i < end; i++) atomic_fetch_add(&seen[i], 1);
-}
-
-static void pool_runs_every_piece_once(void **state) {
-    (void)state;
-    static atomic_uint seen[N_ITEMS];
-    const unsigned sizes[] = {1, 2, 3, 8};
-    for (size_t s = 0; s < 4; s++) {
-        nib_pool *pool;
-        assert_int_equal(nib_pool_new(sizes[s], &pool, NULL), NIB_OK);
-        assert_int_equal(nib_pool_size(pool), sizes[s]);
-        for (int round = 0; round < 300; round++) {
-            for (size_t i = 0; i < N_ITEMS; i++) atomic_store(&seen[i], 0);
-            nib_par_for(pool, N_ITEMS, 7, count_items, seen);
-            for (size_t i = 0; i < N_ITEMS; i++) assert_int_equal(atomic_load(&seen[i]), 1);
-            if (round % 100 == 99) usleep(3000); /* let the workers fall asleep */
-        }
-        nib_pool_free(pool);
-    }
-    nib_error error;
-    nib_pool *pool;
-    assert_int_equal(nib_pool_new(5000, &pool, &error), NIB_ERR_USAGE);
-}
-
 static void output_appears_only_when_complete(void **state) {
     (void)state;
     char folder[] = "/tmp/nibble-test-XXXXXX", path[64], partial[80];
@@ -198,10 +167,13 @@ static void errors_are_safe_to_show(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(half_round_trips),           cmocka_unit_test(half_rounds_to_nearest_even),
-        cmocka_unit_test(json_is_valid_and_escaped),  cmocka_unit_test(json_refuses_open_brackets),
-        cmocka_unit_test(pool_runs_every_piece_once), cmocka_unit_test(output_appears_only_when_complete),
-        cmocka_unit_test(meter_can_stop_the_work),    cmocka_unit_test(errors_are_safe_to_show),
+        cmocka_unit_test(half_round_trips),
+        cmocka_unit_test(half_rounds_to_nearest_even),
+        cmocka_unit_test(json_is_valid_and_escaped),
+        cmocka_unit_test(json_refuses_open_brackets),
+        cmocka_unit_test(output_appears_only_when_complete),
+        cmocka_unit_test(meter_can_stop_the_work),
+        cmocka_unit_test(errors_are_safe_to_show),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -184,6 +184,27 @@ static double log_sum_of(const float *x, uint32_t n) {
     return most + log(sum);
 }
 
+typedef struct compared {
+    double base_sum, test_sum, kld;
+    uint32_t argmax;
+} compared;
+
+static compared compare_rows(const float *base, const float *test, uint32_t n, uint32_t piece) {
+    static float weights[50001];
+    nib_softmax p = {0}, q = {0};
+    nib_divergence divergence = {0};
+    for (uint32_t i = 0; i < n; i += piece) {
+        const uint32_t n_piece = n - i < piece ? n - i : piece;
+        nib_softmax_add(&p, base + i, n_piece, weights);
+        nib_softmax_add(&q, test + i, n_piece, NULL);
+        nib_divergence_add(&divergence, &p, weights, base + i, test + i, n_piece);
+    }
+    return (compared){.base_sum = nib_softmax_log_sum(&p),
+                      .test_sum = nib_softmax_log_sum(&q),
+                      .kld = nib_divergence_of(&divergence, &p, &q),
+                      .argmax = p.argmax};
+}
+
 static void check_logits(void) {
     static const uint32_t sizes[] = {1, 15, 16, 1000, 50001};
     for (size_t s = 0; s < 5; s++) {
@@ -195,23 +216,65 @@ static void check_logits(void) {
             base[3] = test[3] = -INFINITY;
             base[4] = -INFINITY;
         }
-        const nib_row_norm p = nib_row_norm_of(base, n), q = nib_row_norm_of(test, n);
         const double base_sum = log_sum_of(base, n), test_sum = log_sum_of(test, n);
-        assert_true(fabs(p.max + p.log_sum - base_sum) < 1e-7);
-        assert_true(n <= 20 || p.argmax == 5);
-        assert_true(base[p.argmax] == p.max);
+        const compared whole = compare_rows(base, test, n, n), self = compare_rows(base, base, n, n);
+        assert_true(fabs(whole.base_sum - base_sum) < 1e-7 && fabs(whole.test_sum - test_sum) < 1e-7);
+        assert_true(n <= 20 || whole.argmax == 5);
+        assert_true(self.kld == 0);
         double expected = 0;
         for (uint32_t i = 0; i < n; i++)
             if (base[i] > -INFINITY) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);
-        const double kld = nib_row_kld(base, &p, test, &q, n);
-        assert_true(fabs(kld - expected) < 1e-7 + 1e-6 * expected);
-        assert_true(nib_row_kld(base, &p, base, &p, n) == 0);
+        assert_true(fabs(whole.kld - expected) < 1e-7 + 1e-6 * expected);
+        for (uint32_t piece = 1; piece <= n; piece = 7 * piece + 9) {
+            const compared pieces = compare_rows(base, test, n, piece);
+            assert_true(fabs(pieces.kld - expected) < 1e-7 + 1e-6 * expected);
+            assert_true(fabs(pieces.base_sum - base_sum) < 1e-7 && pieces.argmax == whole.argmax);
+        }
         nib_free_aligned(base);
         nib_free_aligned(test);
     }
-    const float none[] = {-INFINITY, -INFINITY};
-    const nib_row_norm norm = nib_row_norm_of(none, 2);
-    assert_true(norm.argmax == 0 && nib_row_kld(none, &norm, none, &norm, 2) == 0);
+}
+
+/* Nearly the same and nearly certain: what divides a good quantization from a very good one. */
+static void check_small_divergence(void) {
+    enum { N = 3000 };
+    float *base = random_floats(N, 4), *test = nib_alloc_aligned(N * sizeof *test);
+    for (int i = 0; i < N; i++) test[i] = base[i] + 1e-3f * (float)sin(i);
+    base[1234] = 30.3f;
+    test[1234] = 30.301f;
+    const double base_sum = log_sum_of(base, N), test_sum = log_sum_of(test, N);
+    double expected = 0;
+    for (int i = 0; i < N; i++) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);
+    for (uint32_t piece = 10; piece <= N; piece += 299)
+        assert_true(fabs(compare_rows(base, test, N, piece).kld - expected) < 1e-10);
+    nib_free_aligned(base);
+    nib_free_aligned(test);
+}
+
+/* Rows that no model should give. */
+static void check_odd_logits(void) {
+    enum { N = 40 };
+    float base[N], test[N];
+    for (int i = 0; i < N; i++) base[i] = test[i] = -INFINITY;
+    for (uint32_t piece = 5; piece <= N; piece += 35) {
+        compared row = compare_rows(base, test, N, piece);
+        assert_true(row.argmax == 0 && row.kld == 0 && row.base_sum == -INFINITY);
+    }
+    /* Each larger than all before by more than e^x can say; nothing at first. */
+    for (int i = 0; i < N; i++) base[i] = test[i] = i < 8 ? -INFINITY : (float)i * 1000 - 3e4f;
+    test[N - 1] -= 2;
+    for (uint32_t piece = 1; piece <= N; piece += 3) {
+        compared row = compare_rows(base, test, N, piece);
+        assert_true(row.argmax == N - 1 && fabs(row.base_sum - base[N - 1]) < 1e-6);
+        assert_true(fabs(row.test_sum - test[N - 1]) < 1e-6 && fabs(row.kld) < 1e-6);
+    }
+    for (int i = 0; i < N; i++) base[i] = test[i] = (float)-i;
+    test[3] = -INFINITY; /* impossible for test, not for base */
+    assert_true(compare_rows(base, test, N, 16).kld == INFINITY);
+    base[20] = NAN;
+    assert_true(isnan(compare_rows(base, base, N, 16).base_sum));
+    base[20] = INFINITY;
+    assert_true(isnan(compare_rows(base, base, N, 16).base_sum));
 }
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
@@ -506,6 +569,8 @@ ON_EACH_LEVEL(norm)
 ON_EACH_LEVEL(elements)
 ON_EACH_LEVEL(rope)
 ON_EACH_LEVEL(logits)
+ON_EACH_LEVEL(small_divergence)
+ON_EACH_LEVEL(odd_logits)
 ON_EACH_LEVEL(embedding)
 ON_EACH_LEVEL(groups)
 ON_EACH_LEVEL(widths)
@@ -530,11 +595,14 @@ static void test_levels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_levels),    cmocka_unit_test(test_dp4),       cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_norm),      cmocka_unit_test(test_elements),  cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_logits),    cmocka_unit_test(test_embedding), cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_widths),    cmocka_unit_test(test_batches),   cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_levels),     cmocka_unit_test(test_dp4),
+        cmocka_unit_test(test_exp),        cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_logits),     cmocka_unit_test(test_small_divergence),
+        cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_widths),     cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_batches),    cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_attention),  cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -78,6 +78,11 @@ NIB_API void nib_pool_free(nib_pool *pool);
 /* Number of workers; 1 for NULL. */
 NIB_API unsigned nib_pool_size(const nib_pool *pool);
 
+/* Binds every worker, and the calling thread as the first of them, to a processor of its own, cores before their second
+ * hardware threads. For machines with several memories or kinds of cores and nothing else to do; beside other busy programs
+ * it does harm. NIB_ERR_UNSUPPORTED if the system refuses. */
+NIB_API nib_status nib_pool_pin(nib_pool *pool, nib_error *error);
+
 /* Seconds of a monotonic clock. */
 NIB_API double nib_now(void);
 

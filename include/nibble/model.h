@@ -94,6 +94,9 @@ NIB_API nib_status nib_session_run(nib_session *session, const nib_segment *segm
 /* Logits of hidden states: hidden (n_rows, n_embd) -> logits (n_rows, n_vocab). */
 NIB_API nib_status nib_session_head(nib_session *session, const float *hidden, uint32_t n_rows, float *logits,
                                     nib_error *error);
+/* Those of tokens first .. first + n - 1 of the vocabulary only: logits (n_rows, n). */
+NIB_API nib_status nib_session_head_part(nib_session *session, const float *hidden, uint32_t n_rows, uint32_t first,
+                                         uint32_t n, float *logits, nib_error *error);
 /* Convenience: runs n tokens of sequence 0 from pos and gives the logits of the last one. logits: (n_vocab). */
 NIB_API nib_status nib_session_next(nib_session *session, uint32_t pos, const int32_t *ids, uint32_t n, float *logits,
                                     nib_error *error);

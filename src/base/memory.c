@@ -11,16 +11,24 @@ void *nib_alloc(size_t count, size_t item_bytes) {
     return calloc(n_bytes ? n_bytes : 1, 1);
 }
 
+/* calloc, since the system's fresh pages are zero already: what is never written takes no memory. The pointer that free
+ * wants stands before the one that is given out. */
 void *nib_alloc_aligned(size_t n_bytes) {
-    if (n_bytes > SIZE_MAX - 64) return NULL;
-    const size_t rounded = nib_round_up(n_bytes ? n_bytes : 1, 64);
-    void *pointer = aligned_alloc(64, rounded);
-    if (pointer) memset(pointer, 0, rounded);
-    return pointer;
+    enum { ALIGNMENT = 64 };
+    if (n_bytes > SIZE_MAX - 2 * ALIGNMENT) return NULL;
+    char *block = calloc(nib_round_up(n_bytes ? n_bytes : 1, ALIGNMENT) + ALIGNMENT, 1);
+    if (!block) return NULL;
+    char *aligned =
+        block + ALIGNMENT - (uintptr_t)block % ALIGNMENT; /* malloc aligns to 16: there is room for a pointer */
+    memcpy(aligned - sizeof block, &block, sizeof block);
+    return aligned;
 }
 
 void nib_free_aligned(void *pointer) {
-    free(pointer);
+    void *block;
+    if (!pointer) return;
+    memcpy(&block, (char *)pointer - sizeof block, sizeof block);
+    free(block);
 }
 
 char *nib_strdup_n(const char *text, size_t n_bytes) {

@@ -1,14 +1,25 @@
-/* What differs by system: clock and memory accounting. */
-#include "nibble/base.h"
+/* What differs by system: clock, sleeping on a word, memory accounting. */
+#include "base/os.h"
 
+#include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 double nib_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void nib_os_wait(_Atomic uint32_t *word, uint32_t value) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+void nib_os_wake(_Atomic uint32_t *word, int n) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
 }
 
 /* The kernel keeps a high-water mark of all resident memory only (VmHWM), so the file-backed part of this moment is taken

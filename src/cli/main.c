@@ -66,7 +66,8 @@ nib_status nib_cli_make_pool(nib_cli *cli, uint64_t n_threads, nib_error *error)
                          (unsigned long long)n_threads, n_cores);
         n_threads = n_cores;
     }
-    return nib_pool_new((unsigned)n_threads, &cli->pool, error);
+    const nib_status status = nib_pool_new((unsigned)n_threads, &cli->pool, error);
+    return status == NIB_OK && nib_cli_switch(cli, "pin") ? nib_pool_pin(cli->pool, error) : status;
 }
 
 static nib_status run_command(const nib_command *command, int argc, char **argv, nib_error *error) {

@@ -1,8 +1,10 @@
-/* What the compiled levels ask of the processor, and which level is in use. */
+/* What the compiled levels ask of the processor, which level is in use, and the processors of this machine. */
 #ifndef NIB_CPU_CPU_H
 #define NIB_CPU_CPU_H
 
 #include "nibble/cpu.h"
+
+#include <pthread.h>
 
 /* What a row of levels.def may ask for; the system's saving of the wide registers is part of it. */
 enum {
@@ -31,5 +33,13 @@ double nib_cpu_busy_others(const nib_cpu_busy *busy);
 
 /* Index into levels.def of the level in use: tables with one entry a level are indexed with it. Thread-safe. */
 unsigned nib_cpu_level_index(void);
+
+/* Hardware threads this process may use: affinity respected; at least 1. */
+unsigned nib_cpu_processors(void);
+/* Binds a thread to one of them, counted around; those of different cores come first. false if the system refuses. */
+bool nib_cpu_bind(pthread_t thread, unsigned index);
+/* Processors that control groups allow on average, 0 = no limit: the least quota on the way from the groups listed in
+ * groups_path (as in /proc/self/cgroup) up to the root of their hierarchy, version 1 or 2. */
+double nib_cpu_quota(const char *groups_path, const char *root);
 
 #endif

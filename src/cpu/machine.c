@@ -65,23 +65,52 @@ static bool leads_core(unsigned cpu, const cpu_set_t *set, size_t set_bytes) {
     return true;
 }
 
-static unsigned affinity_cores(void) {
+/* The processors this process may use as it starts to ask, the first of every core before the others. */
+static struct {
+    unsigned *numbers; /* NULL if the system does not say */
+    unsigned n, n_cores;
+} usable;
+static pthread_once_t usable_once = PTHREAD_ONCE_INIT;
+
+static void find_usable(void) {
     enum { MAX_CPUS = 8192 };
     cpu_set_t *set = CPU_ALLOC(MAX_CPUS);
     const size_t set_bytes = CPU_ALLOC_SIZE(MAX_CPUS);
-    unsigned cores = 0;
-    if (set && !sched_getaffinity(0, set_bytes, set))
-        for (unsigned i = 0; i < MAX_CPUS; i++)
-            if (CPU_ISSET_S(i, set_bytes, set) && leads_core(i, set, set_bytes)) cores++;
-    if (set) CPU_FREE(set);
-    if (cores) return cores;
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online > 0 ? (unsigned)online : 1;
+    if (set && !sched_getaffinity(0, set_bytes, set))
+        usable.numbers = nib_alloc((size_t)CPU_COUNT_S(set_bytes, set), sizeof *usable.numbers);
+    for (int leading = 1; usable.numbers && leading >= 0; leading--) {
+        for (unsigned i = 0; i < MAX_CPUS; i++)
+            if (CPU_ISSET_S(i, set_bytes, set) && leads_core(i, set, set_bytes) == leading)
+                usable.numbers[usable.n++] = i;
+        if (leading) usable.n_cores = usable.n;
+    }
+    if (set) CPU_FREE(set);
+    if (!usable.n) usable.n = usable.n_cores = online > 0 ? (unsigned)online : 1;
+}
+
+unsigned nib_cpu_processors(void) {
+    pthread_once(&usable_once, find_usable);
+    return usable.n;
+}
+
+bool nib_cpu_bind(pthread_t thread, unsigned index) {
+    pthread_once(&usable_once, find_usable);
+    if (!usable.numbers) return false;
+    const unsigned number = usable.numbers[index % usable.n];
+    cpu_set_t *set = CPU_ALLOC(number + 1);
+    if (!set) return false;
+    const size_t set_bytes = CPU_ALLOC_SIZE(number + 1);
+    CPU_ZERO_S(set_bytes, set);
+    CPU_SET_S(number, set_bytes, set);
+    const bool bound = pthread_setaffinity_np(thread, set_bytes, set) == 0;
+    CPU_FREE(set);
+    return bound;
 }
 
 /* Whole cores that one cgroup directory allows; 0 = no limit there. */
 static double quota_of_directory(const char *directory, bool v2) {
-    char path[4400], line[128];
+    char path[4608], line[128];
     double quota, period;
     if (v2) {
         snprintf(path, sizeof path, "%s/cpu.max", directory);
@@ -97,7 +126,7 @@ static double quota_of_directory(const char *directory, bool v2) {
 
 /* The least quota from this process's group up to the root of the hierarchy; 0 = none. */
 static double quota_of_group(const char *root, const char *group, bool v2) {
-    char directory[4224];
+    char directory[4480];
     double least = 0;
     const size_t n_root = strlen(root);
     snprintf(directory, sizeof directory, "%s%s", root, group);
@@ -110,9 +139,10 @@ static double quota_of_group(const char *root, const char *group, bool v2) {
     }
 }
 
-static double cgroup_quota(void) {
-    FILE *file = fopen("/proc/self/cgroup", "r");
-    char line[4200];
+double nib_cpu_quota(const char *groups_path, const char *root) {
+    FILE *file = fopen(groups_path, "r");
+    char line[4200], cpu_root[256];
+    snprintf(cpu_root, sizeof cpu_root, "%s/cpu", root);
     double least = 0;
     while (file && fgets(line, sizeof line, file)) { /* "0::/path" or "4:cpu,cpuacct:/path" */
         line[strcspn(line, "\n")] = 0;
@@ -123,7 +153,7 @@ static double cgroup_quota(void) {
         const bool v2 = !*controllers;
         if (!v2 && strcmp(controllers, "cpu") && strncmp(controllers, "cpu,", 4) && !strstr(controllers, ",cpu"))
             continue;
-        const double quota = quota_of_group(v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu", group, v2);
+        const double quota = quota_of_group(v2 ? root : cpu_root, group, v2);
         if (quota > 0 && (least == 0 || quota < least)) least = quota;
     }
     if (file) fclose(file);
@@ -131,9 +161,9 @@ static double cgroup_quota(void) {
 }
 
 unsigned nib_cpu_cores(void) {
-    const unsigned cores = affinity_cores();
-    const double quota = cgroup_quota();
-    if (quota <= 0 || quota >= cores) return cores;
+    pthread_once(&usable_once, find_usable);
+    const double quota = nib_cpu_quota("/proc/self/cgroup", "/sys/fs/cgroup");
+    if (quota <= 0 || quota >= usable.n_cores) return usable.n_cores;
     return quota < 1 ? 1 : (unsigned)quota;
 }
 

@@ -42,10 +42,12 @@ typedef struct scorer {
     nib_segment *segments;
     uint32_t n_segments;
     uint32_t *row_sequence, *row_token; /* which scored token a row of hidden states predicts */
-    float *hidden, *logits;             /* (n_rows, n_embd), (tile, n_vocab) */
-    double *log_probs;                  /* (n_rows) */
-    uint32_t n_rows, tile_begin;
-    double *sums; /* one per sequence */
+    float *hidden, *logits;             /* (n_rows, n_embd), one tile */
+    nib_softmax *softmax;               /* (n_rows) */
+    float *scored;                      /* (n_rows) logit of the scored token */
+    uint32_t n_rows;
+    uint32_t row, first_col, n_cols; /* the tile that passes by: its first row and its part of the vocabulary */
+    double *sums;                    /* one per sequence */
     nib_error *error;
 } scorer;
 
@@ -177,16 +179,16 @@ static nib_status open_session(scorer *s, bool exact) {
     const nib_model_facts *facts = nib_model_facts_of(s->model);
     const uint64_t rows = max_rows(s);
     if (rows > UINT32_MAX) return nib_fail_memory(s->error, rows);
-    const uint32_t tile = nib_tile_rows((uint32_t)rows, facts->n_vocab);
     s->segments = nib_alloc(s->n_seq, sizeof *s->segments);
     s->row_sequence = nib_alloc(rows, sizeof *s->row_sequence);
     s->row_token = nib_alloc(rows, sizeof *s->row_token);
-    s->log_probs = nib_alloc(rows, sizeof *s->log_probs);
+    s->softmax = nib_alloc(rows, sizeof *s->softmax);
+    s->scored = nib_alloc(rows, sizeof *s->scored);
     s->hidden = nib_alloc(rows * facts->n_embd, sizeof *s->hidden);
-    s->logits = nib_alloc((size_t)tile * facts->n_vocab, sizeof *s->logits);
-    if (s->segments == NULL || s->row_sequence == NULL || s->row_token == NULL || s->log_probs == NULL ||
-        s->hidden == NULL || s->logits == NULL)
-        return nib_fail_memory(s->error, (rows * facts->n_embd + (uint64_t)tile * facts->n_vocab) * sizeof(float));
+    s->logits = nib_alloc(NIB_TILE_MOST_LOGITS, sizeof *s->logits);
+    if (s->segments == NULL || s->row_sequence == NULL || s->row_token == NULL || s->softmax == NULL ||
+        s->scored == NULL || s->hidden == NULL || s->logits == NULL)
+        return nib_fail_memory(s->error, (rows * facts->n_embd + NIB_TILE_MOST_LOGITS) * sizeof(float));
     return NIB_OK;
 }
 
@@ -202,16 +204,16 @@ static void add_segment(scorer *s, uint32_t index, uint32_t slot, uint32_t from)
     }
 }
 
-static void score_rows(void *arg, size_t begin, size_t end, unsigned worker) {
+static void add_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     scorer *s = arg;
-    const uint32_t n_vocab = nib_model_facts_of(s->model)->n_vocab;
     (void)worker;
     for (size_t r = begin; r < end; r++) {
-        const float *logits = s->logits + r * n_vocab;
-        const uint32_t row = s->tile_begin + (uint32_t)r;
-        const nib_row_norm norm = nib_row_norm_of(logits, n_vocab);
+        const float *logits = s->logits + r * s->n_cols;
+        const size_t row = s->row + r;
         const int32_t next = s->sequences[s->row_sequence[row]].ids.ids[s->row_token[row]];
-        s->log_probs[row] = (double)logits[next] - (double)norm.max - norm.log_sum;
+        const uint32_t col = (uint32_t)next - s->first_col;
+        nib_softmax_add(&s->softmax[row], logits, s->n_cols, NULL);
+        if (col < s->n_cols) s->scored[row] = logits[col];
     }
 }
 
@@ -220,14 +222,19 @@ static nib_status run_segments(scorer *s) {
     const nib_model_facts *facts = nib_model_facts_of(s->model);
     if (s->n_segments == 0) return NIB_OK;
     NIB_TRY(nib_session_run(s->session, s->segments, s->n_segments, s->hidden, s->error));
-    const uint32_t tile = nib_tile_rows(s->n_rows, facts->n_vocab);
-    for (s->tile_begin = 0; s->tile_begin < s->n_rows; s->tile_begin += tile) {
-        const uint32_t left = s->n_rows - s->tile_begin, n = left < tile ? left : tile;
-        const float *hidden = s->hidden + (size_t)s->tile_begin * facts->n_embd;
-        NIB_TRY(nib_session_head(s->session, hidden, n, s->logits, s->error));
-        nib_par_for(s->pool, n, 1, score_rows, s);
+    const nib_head_tile tile = nib_head_tile_of(s->n_rows, facts->n_vocab);
+    memset(s->softmax, 0, s->n_rows * sizeof *s->softmax);
+    for (s->row = 0; s->row < s->n_rows; s->row += tile.rows) {
+        const uint32_t left = s->n_rows - s->row, n = left < tile.rows ? left : tile.rows;
+        const float *hidden = s->hidden + (size_t)s->row * facts->n_embd;
+        for (s->first_col = 0; s->first_col < facts->n_vocab; s->first_col += tile.cols) {
+            s->n_cols = facts->n_vocab - s->first_col < tile.cols ? facts->n_vocab - s->first_col : tile.cols;
+            NIB_TRY(nib_session_head_part(s->session, hidden, n, s->first_col, s->n_cols, s->logits, s->error));
+            nib_par_for(s->pool, n, 4, add_rows, s);
+        }
     }
-    for (uint32_t r = 0; r < s->n_rows; r++) s->sums[s->row_sequence[r]] += s->log_probs[r];
+    for (uint32_t r = 0; r < s->n_rows; r++)
+        s->sums[s->row_sequence[r]] += (double)s->scored[r] - nib_softmax_log_sum(&s->softmax[r]);
     s->n_segments = s->n_rows = 0;
     return NIB_OK;
 }
@@ -301,7 +308,8 @@ static void scorer_fini(scorer *s) {
     free(s->segments);
     free(s->row_sequence);
     free(s->row_token);
-    free(s->log_probs);
+    free(s->softmax);
+    free(s->scored);
     free(s->hidden);
     free(s->logits);
     nib_session_free(s->session);

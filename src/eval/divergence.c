@@ -62,11 +62,20 @@ nib_distribution nib_distribution_of(const float *values, size_t n) {
 }
 
 nib_row_stats nib_row_compare(const float *base, const float *test, uint32_t n_vocab, int32_t next) {
-    const nib_row_norm b = nib_row_norm_of(base, n_vocab), t = nib_row_norm_of(test, n_vocab);
+    enum { PIECE = 1024 };
+    float weights[PIECE];
+    nib_softmax b = {0}, t = {0};
+    nib_divergence divergence = {0};
+    for (uint32_t i = 0; i < n_vocab; i += PIECE) {
+        const uint32_t n = n_vocab - i < PIECE ? n_vocab - i : PIECE;
+        nib_softmax_add(&b, base + i, n, weights);
+        nib_softmax_add(&t, test + i, n, NULL);
+        nib_divergence_add(&divergence, &b, weights, base + i, test + i, n);
+    }
     return (nib_row_stats){
-        .kld = nib_row_kld(base, &b, test, &t, n_vocab),
-        .nll_base = (double)b.max + b.log_sum - (double)base[next],
-        .nll_test = (double)t.max + t.log_sum - (double)test[next],
+        .kld = nib_divergence_of(&divergence, &b, &t),
+        .nll_base = nib_softmax_log_sum(&b) - (double)base[next],
+        .nll_test = nib_softmax_log_sum(&t) - (double)test[next],
         .same_top = b.argmax == t.argmax,
     };
 }

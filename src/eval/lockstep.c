@@ -2,7 +2,8 @@
  *
  *   lanes           reference, exact | reference, deployed | model 1 | model 1, exact | model 2 | ...
  *   chunk of text   each lane runs it and keeps its final hidden states (n_rows, n_embd)
- *     tile of rows  logits of lane 0, then of each other lane in turn: compared row by row and forgotten
+ *     tile of rows and vocabulary
+ *                   logits of lane 0, then of each other lane in turn: added to the rows' sums and forgotten
  *
  * Nothing of the size of (text, vocabulary) ever exists. What is kept of a scored token is a few numbers; all statistics
  * are computed from them at the end, in text order, so neither tiles nor threads show in the results. */
@@ -23,24 +24,32 @@
 
 enum { DEFAULT_N_CTX = 512, MIN_N_CTX = 8, MAX_N_CTX = 1 << 20, BATCH_TOKENS = 512 };
 
+/* What is known of a row after some of the vocabulary. */
+typedef struct row_sums {
+    nib_softmax softmax;
+    nib_divergence divergence; /* from lane 0 */
+    float next;                /* logit of the true next token */
+} row_sums;
+
 /* One model on one path. Lane 0 is the reference on the exact path; everything is compared with it. */
 typedef struct eval_lane {
     const nib_model *model;
     bool exact;
     nib_session *session;
-    float *hidden; /* (n_rows, n_embd) of the scored rows of the chunk */
+    float *hidden;  /* (n_rows, n_embd) of the scored rows of the chunk */
+    row_sums *rows; /* (tile.rows) of the rows that pass by now */
     nib_token_series series;
 } eval_lane;
 
 typedef struct lockstep {
     eval_lane *lanes;
-    uint32_t n_lanes, n_ctx, first, n_rows, tile; /* first: row of a chunk that predicts the first scored token */
+    uint32_t n_lanes, n_ctx, first, n_rows; /* first: row of a chunk that predicts the first scored token */
     uint32_t n_vocab;
+    nib_head_tile tile;
     nib_ids tokens;
-    int32_t bos;                      /* takes the place of each chunk's first token; -1 = none does */
-    int32_t *chunk;                   /* (n_ctx) as it is run */
-    float *reference_logits, *logits; /* (tile, n_vocab) */
-    nib_row_norm *reference_norms;    /* (tile) */
+    int32_t bos;    /* takes the place of each chunk's first token; -1 = none does */
+    int32_t *chunk; /* (n_ctx) as it is run */
+    float *reference_logits, *reference_weights, *logits; /* one tile each */
     nib_pool *pool;
     const nib_watch *watch;
     nib_error *error;
@@ -152,26 +161,27 @@ static nib_status open_lane(lockstep *l, eval_lane *lane, uint64_t n_scored) {
     const uint64_t n_hidden = (uint64_t)l->n_rows * nib_model_facts_of(lane->model)->n_embd;
     NIB_TRY(nib_session_new(lane->model, l->pool, &params, &lane->session, l->error));
     lane->hidden = nib_alloc(n_hidden, sizeof *lane->hidden);
+    lane->rows = nib_alloc(l->tile.rows, sizeof *lane->rows);
     lane->series.nll = nib_alloc(n_scored, sizeof *lane->series.nll);
     lane->series.kld = nib_alloc(n_scored, sizeof *lane->series.kld);
     lane->series.dp = nib_alloc(n_scored, sizeof *lane->series.dp);
     lane->series.same_top = nib_alloc(n_scored, sizeof *lane->series.same_top);
-    if (lane->hidden == NULL || lane->series.nll == NULL || lane->series.kld == NULL || lane->series.dp == NULL ||
-        lane->series.same_top == NULL)
+    if (lane->hidden == NULL || lane->rows == NULL || lane->series.nll == NULL || lane->series.kld == NULL ||
+        lane->series.dp == NULL || lane->series.same_top == NULL)
         return nib_fail_memory(l->error, n_hidden * sizeof(float) + n_scored * 17);
     return NIB_OK;
 }
 
 static nib_status open_lanes(lockstep *l, uint64_t n_scored) {
+    l->tile = nib_head_tile_of(l->n_rows, l->n_vocab);
     for (uint32_t i = 0; i < l->n_lanes; i++) NIB_TRY(open_lane(l, &l->lanes[i], n_scored));
-    l->tile = nib_tile_rows(l->n_rows, l->n_vocab);
-    const size_t n_logits = (size_t)l->tile * l->n_vocab;
+    const size_t n_logits = (size_t)l->tile.rows * l->tile.cols;
     l->chunk = nib_alloc(l->n_ctx, sizeof *l->chunk);
-    l->reference_logits = nib_alloc(n_logits, sizeof *l->reference_logits);
-    l->logits = nib_alloc(n_logits, sizeof *l->logits);
-    l->reference_norms = nib_alloc(l->tile, sizeof *l->reference_norms);
-    if (l->chunk == NULL || l->reference_logits == NULL || l->logits == NULL || l->reference_norms == NULL)
-        return nib_fail_memory(l->error, 2 * n_logits * sizeof(float));
+    l->reference_logits = nib_alloc_aligned(n_logits * sizeof *l->reference_logits);
+    l->reference_weights = nib_alloc_aligned(n_logits * sizeof *l->reference_weights);
+    l->logits = nib_alloc_aligned(n_logits * sizeof *l->logits);
+    if (l->chunk == NULL || l->reference_logits == NULL || l->reference_weights == NULL || l->logits == NULL)
+        return nib_fail_memory(l->error, 3 * n_logits * sizeof(float));
     return NIB_OK;
 }
 
@@ -179,6 +189,7 @@ static void lockstep_fini(lockstep *l) {
     for (uint32_t i = 0; l->lanes != NULL && i < l->n_lanes; i++) {
         nib_session_free(l->lanes[i].session);
         free(l->lanes[i].hidden);
+        free(l->lanes[i].rows);
         free(l->lanes[i].series.nll);
         free(l->lanes[i].series.kld);
         free(l->lanes[i].series.dp);
@@ -187,62 +198,69 @@ static void lockstep_fini(lockstep *l) {
     free(l->lanes);
     nib_ids_fini(&l->tokens);
     free(l->chunk);
-    free(l->reference_logits);
-    free(l->logits);
-    free(l->reference_norms);
+    nib_free_aligned(l->reference_logits);
+    nib_free_aligned(l->reference_weights);
+    nib_free_aligned(l->logits);
 }
 
 /* ---- Running --------------------------------------------------------------------------------------------------------- */
 
-/* A tile of rows: which they are, for the workers. */
+/* A tile, for the workers. */
 typedef struct tile_work {
     lockstep *l;
     eval_lane *lane;
-    const int32_t *next; /* (n) the true next token of each row */
-    size_t at;           /* of the first row in the series */
+    const int32_t *next; /* (tile.rows) the true next token of each row */
+    const float *logits;
+    uint32_t first, n; /* tokens of the vocabulary */
 } tile_work;
 
-static void score_reference_rows(void *arg, size_t begin, size_t end, unsigned worker) {
+static void add_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     const tile_work *work = arg;
-    lockstep *l = work->l;
+    const eval_lane *reference = &work->l->lanes[0];
     (void)worker;
     for (size_t r = begin; r < end; r++) {
-        const float *logits = l->reference_logits + r * l->n_vocab;
-        const nib_row_norm norm = nib_row_norm_of(logits, l->n_vocab);
-        l->reference_norms[r] = norm;
-        work->lane->series.nll[work->at + r] = (double)norm.max + norm.log_sum - (double)logits[work->next[r]];
+        row_sums *row = &work->lane->rows[r];
+        const float *logits = work->logits + r * work->n, *base = work->l->reference_logits + r * work->n;
+        float *weights = work->l->reference_weights + r * work->n;
+        const uint32_t next = (uint32_t)work->next[r] - work->first;
+        nib_softmax_add(&row->softmax, logits, work->n, work->lane == reference ? weights : NULL);
+        if (next < work->n) row->next = logits[next];
+        if (work->lane != reference)
+            nib_divergence_add(&row->divergence, &reference->rows[r].softmax, weights, base, logits, work->n);
     }
 }
 
-static void compare_rows(void *arg, size_t begin, size_t end, unsigned worker) {
-    const tile_work *work = arg;
-    const lockstep *l = work->l;
-    nib_token_series *series = &work->lane->series;
-    (void)worker;
-    for (size_t r = begin; r < end; r++) {
-        const float *base = l->reference_logits + r * l->n_vocab, *test = l->logits + r * l->n_vocab;
-        const nib_row_norm *base_norm = &l->reference_norms[r], norm = nib_row_norm_of(test, l->n_vocab);
-        const double nll = (double)norm.max + norm.log_sum - (double)test[work->next[r]];
-        const size_t i = work->at + r;
-        series->nll[i] = nll;
-        series->kld[i] = (float)nib_row_kld(base, base_norm, test, &norm, l->n_vocab);
-        series->dp[i] = (float)(exp(-nll) - exp(-l->lanes[0].series.nll[i]));
-        series->same_top[i] = norm.argmax == base_norm->argmax;
+/* Numbers of the scored tokens `at` .. at + n - 1, of which all the vocabulary has passed. */
+static void take_rows(const lockstep *l, eval_lane *lane, size_t at, uint32_t n) {
+    const eval_lane *reference = &l->lanes[0];
+    for (uint32_t r = 0; r < n; r++) {
+        const row_sums *row = &lane->rows[r], *base = &reference->rows[r];
+        const double nll = nib_softmax_log_sum(&row->softmax) - (double)row->next;
+        const size_t i = at + r;
+        lane->series.nll[i] = nll;
+        if (lane == reference) continue;
+        lane->series.kld[i] = (float)nib_divergence_of(&row->divergence, &base->softmax, &row->softmax);
+        lane->series.dp[i] = (float)(exp(-nll) - exp(-reference->series.nll[i]));
+        lane->series.same_top[i] = row->softmax.argmax == base->softmax.argmax;
     }
 }
 
-/* Logits of all lanes for rows begin .. begin + n - 1 of the chunk. */
-static nib_status score_tile(lockstep *l, uint32_t chunk, uint32_t begin, uint32_t n) {
+/* Rows begin .. begin + n - 1 of the chunk, all lanes. */
+static nib_status score_rows(lockstep *l, uint32_t chunk, uint32_t begin, uint32_t n) {
     const int32_t *next = l->tokens.ids + (size_t)chunk * l->n_ctx + l->first + begin + 1;
-    const size_t at = (size_t)chunk * l->n_rows + begin;
-    for (uint32_t i = 0; i < l->n_lanes; i++) {
-        eval_lane *lane = &l->lanes[i];
-        tile_work work = {l, lane, next, at};
-        const float *hidden = lane->hidden + (size_t)begin * nib_model_facts_of(lane->model)->n_embd;
-        float *logits = i == 0 ? l->reference_logits : l->logits;
-        NIB_TRY(nib_session_head(lane->session, hidden, n, logits, l->error));
-        nib_par_for(l->pool, n, 1, i == 0 ? score_reference_rows : compare_rows, &work);
+    for (uint32_t i = 0; i < l->n_lanes; i++) memset(l->lanes[i].rows, 0, n * sizeof *l->lanes[i].rows);
+    for (uint32_t first = 0; first < l->n_vocab; first += l->tile.cols) {
+        const uint32_t left = l->n_vocab - first, n_cols = left < l->tile.cols ? left : l->tile.cols;
+        for (uint32_t i = 0; i < l->n_lanes; i++) {
+            eval_lane *lane = &l->lanes[i];
+            const float *hidden = lane->hidden + (size_t)begin * nib_model_facts_of(lane->model)->n_embd;
+            float *logits = i == 0 ? l->reference_logits : l->logits;
+            tile_work work = {l, lane, next, logits, first, n_cols};
+            NIB_TRY(nib_session_head_part(lane->session, hidden, n, first, n_cols, logits, l->error));
+            nib_par_for(l->pool, n, 4, add_rows, &work);
+        }
     }
+    for (uint32_t i = 0; i < l->n_lanes; i++) take_rows(l, &l->lanes[i], (size_t)chunk * l->n_rows + begin, n);
     return NIB_OK;
 }
 
@@ -258,9 +276,9 @@ static nib_status run_chunks(lockstep *l, uint32_t n_chunks) {
             NIB_TRY(nib_session_run(l->lanes[i].session, &segment, 1, l->lanes[i].hidden, l->error));
             NIB_TRY(nib_meter_add(&meter, l->n_ctx, l->error));
         }
-        for (uint32_t begin = 0; begin < l->n_rows; begin += l->tile) {
+        for (uint32_t begin = 0; begin < l->n_rows; begin += l->tile.rows) {
             const uint32_t left = l->n_rows - begin;
-            NIB_TRY(score_tile(l, c, begin, left < l->tile ? left : l->tile));
+            NIB_TRY(score_rows(l, c, begin, left < l->tile.rows ? left : l->tile.rows));
         }
     }
     return NIB_OK;

@@ -96,16 +96,32 @@ size_t nib_attend_scratch_bytes(uint32_t n_ctx, uint32_t head_dim, unsigned n_wo
 void nib_attend(nib_pool *pool, nib_path path, const nib_kv_layer *kv, const nib_attend_segment *segments,
                 uint32_t n_segments, const float *q, uint32_t n_head, float scale, float *out, void *scratch);
 
-/* Log-softmax constants of a row: maximum and ln sum exp(l - max), summed in double in a fixed order. */
-typedef struct nib_row_norm {
+/* Index of the largest value, the first of equals; NaN counts as minus infinity. 0 if there is none larger than that. */
+uint32_t nib_row_argmax(const float *x, uint32_t n, float *largest);
+
+/* Softmax and divergence of rows of logits that pass by in pieces, from the first to the last of the vocabulary. Sums are
+ * in double and in a fixed order, given the pieces. A row begins as {0}. */
+typedef struct nib_softmax {
+    double sum; /* of e^(l - max) */
     float max;
-    double log_sum;
-    uint32_t argmax; /* first of equals */
-} nib_row_norm;
-nib_row_norm nib_row_norm_of(const float *logits, uint32_t n);
-/* sum_i p_i (ln p_i - ln q_i), p from base, q from test, given their norms; double sums in a fixed order. */
-double nib_row_kld(const float *base, const nib_row_norm *base_norm, const float *test, const nib_row_norm *test_norm,
-                   uint32_t n);
+    uint32_t n, argmax; /* logits so far; the first of the largest */
+} nib_softmax;
+/* weights: NULL, or (n) for e^(l - max) of the piece, max being the largest so far. */
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *weights);
+/* ln sum_i e^l_i; minus infinity if nothing has any probability. */
+double nib_softmax_log_sum(const nib_softmax *row);
+
+/* KL divergence of test from base: sum_i p_i (ln p_i - ln q_i) = (sum_i e^a_i (a_i - b_i)) / (sum_i e^a_i) - ln sum_i e^a_i
+ * + ln sum_i e^b_i. */
+typedef struct nib_divergence {
+    double sum; /* of e^(a - max) (a - b) */
+    float max;  /* of base when the last piece was added */
+} nib_divergence;
+/* base_row: after the piece was added to it, which gave the weights. */
+void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *weights,
+                        const float *base, const float *test, uint32_t n);
+/* 0 if base has no probability anywhere. */
+double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *test_row);
 
 /* What became of n weights; sums in double in a fixed order. */
 typedef struct nib_row_error {

@@ -24,10 +24,13 @@ typedef struct nib_row_kernels {
     void (*rope)(float *x, uint32_t position, uint32_t n_head, uint32_t head_dim, const float *inv_freq,
                  uint32_t n_pairs, bool neox);
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
-    nib_row_norm (*row_norm)(const float *logits, uint32_t n);
-    double (*row_kld)(const float *base, const nib_row_norm *base_norm, const float *test,
-                      const nib_row_norm *test_norm, uint32_t n);
     nib_row_error (*row_error)(const float *weights, const float *decoded, size_t n);
+    /* Of logits; index: the first of equals, 0 if all are minus infinity. */
+    float (*largest)(const float *x, size_t n, size_t *index);
+    /* sum_i e^(x_i - shift); the terms go to out unless it is NULL. */
+    double (*sum_exp)(const float *x, size_t n, float shift, float *out);
+    /* sum_i weights_i (base_i - test_i) */
+    double (*sum_differences)(const float *weights, const float *base, const float *test, size_t n);
     /* For tests: e^x, and 16 dot products of 4 bytes (u unsigned, s signed) added to acc. */
     void (*exp)(float *x, size_t n);
     void (*dp4)(int32_t acc[16], const uint8_t u[64], const int8_t s[64]);

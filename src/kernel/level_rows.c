@@ -102,49 +102,77 @@ static void to_f16(uint16_t *out, const float *x, size_t n) {
 
 /* ---- rows of logits --------------------------------------------------------------------------------------------- */
 
-static float largest(const float *x, uint32_t n) {
-    vf most = vf_splat(-INFINITY);
-    uint32_t i = 0;
-    for (; i + 16 <= n; i += 16) most = vf_max(vf_load(x + i), most);
-    float best = vf_largest(most);
-    for (; i < n; i++) best = x[i] > best ? x[i] : best;
-    return best;
-}
-
 /* The 16 values at x + i; past the end of the row, lanes that count for nothing. */
-static vf logits_at(const float *x, uint32_t i, uint32_t n, float padding) {
+static vf logits_at(const float *x, size_t i, size_t n, float padding) {
     if (i + 16 <= n) return vf_load(x + i);
     float lanes[16];
-    for (uint32_t j = 0; j < 16; j++) lanes[j] = i + j < n ? x[i + j] : padding;
+    for (size_t j = 0; j < 16; j++) lanes[j] = i + j < n ? x[i + j] : padding;
     return vf_load(lanes);
 }
 
-static nib_row_norm row_norm(const float *logits, uint32_t n) {
-    nib_row_norm norm_of = {.max = largest(logits, n)};
-    while (norm_of.argmax + 1 < n && logits[norm_of.argmax] != norm_of.max) norm_of.argmax++;
-    if (n && logits[norm_of.argmax] != norm_of.max) norm_of.argmax = 0;
-    if (!(norm_of.max > -INFINITY)) return norm_of; /* nothing has any probability */
-    vd sum = vd_splat(0);
-    for (uint32_t i = 0; i < n; i += 16)
-        sum = vd_add(sum, vd_of(vf_exp(vf_sub(logits_at(logits, i, n, -INFINITY), vf_splat(norm_of.max)))));
-    norm_of.log_sum = log(vd_sum(sum));
-    return norm_of;
+/* Blocks whose largest value is no new record are not looked at again. */
+static float largest(const float *x, size_t n, size_t *index) {
+    enum { BLOCK = 256 };
+    float best = -INFINITY;
+    size_t block = 0;
+    for (size_t first = 0; first < n; first += BLOCK) {
+        vf most = vf_splat(-INFINITY);
+        for (size_t i = first; i < first + BLOCK && i < n; i += 16) most = vf_max(logits_at(x, i, n, -INFINITY), most);
+        const float record = vf_largest(most);
+        if (!(record > best)) continue;
+        best = record;
+        block = first;
+    }
+    for (*index = block; *index + 1 < n && x[*index] != best;) ++*index;
+    if (n && x[*index] != best) *index = 0;
+    return best;
 }
 
-/* Where p is 0 (a logit of minus infinity, or far below) the term is 0, whatever q is. */
-static double row_kld(const float *base, const nib_row_norm *base_norm, const float *test,
-                      const nib_row_norm *test_norm, uint32_t n) {
-    if (!(base_norm->max > -INFINITY)) return 0;
-    const double constant = (double)base_norm->max + base_norm->log_sum - ((double)test_norm->max + test_norm->log_sum);
-    const vf shift = vf_splat(base_norm->max);
+/* e^x within 1e-7 for x <= 0, exactly 1 for 0 and 0 below -88: no step for numbers too small for a float, which vf_exp has. */
+static vf exp_of_logit(vf x) {
+    const vf magic = vf_splat(0x1.8p23f + 127); /* leaves the biased exponent in the low bits */
+    x = vf_max(vf_splat(-88.0f), x);
+    const vf shifted = vf_fma(x, vf_splat(0x1.715476p0f), magic), n = vf_sub(shifted, magic);
+    vf r = vf_fma(n, vf_splat(-0.693359375f), x);
+    r = vf_fma(n, vf_splat(2.12194440e-4f), r);
+    vf p = vf_splat(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_splat(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_splat(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_splat(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_splat(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_splat(5.0000001201e-1f));
+    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_splat(1));
+    return vf_mul(p, vf_bits(vi_shl(vi_bits(shifted), 23)));
+}
+
+static double sum_exp(const float *x, size_t n, float shift, float *out) {
+    const vf shifts = vf_splat(shift);
     vd sum = vd_splat(0);
-    for (uint32_t i = 0; i < n; i += 16) {
-        const vf a = logits_at(base, i, n, -INFINITY), b = logits_at(test, i, n, 0);
-        const vd p = vd_of(vf_exp(vf_sub(a, shift)));
-        const vd ratio = vd_sub(vd_sub(vd_of(a), vd_of(b)), vd_splat(constant));
-        sum = vd_add(sum, vd_mul_nonzero(p, ratio));
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const vf e = exp_of_logit(vf_sub(vf_load(x + i), shifts));
+        sum = vd_add(sum, vd_of(e));
+        if (out) vf_store(out + i, e);
     }
-    return vd_sum(sum) / exp(base_norm->log_sum);
+    if (i < n) {
+        const vf e = exp_of_logit(vf_sub(logits_at(x, i, n, -INFINITY), shifts));
+        sum = vd_add(sum, vd_of(e));
+        if (out) vf_store_n(out + i, e, n - i);
+    }
+    return vd_sum(sum);
+}
+
+/* Where the weight is 0 (a logit of minus infinity, or far below) the term is 0, whatever test is. */
+static double sum_differences(const float *weights, const float *base, const float *test, size_t n) {
+    vd sum = vd_splat(0);
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        sum = vd_add(sum, vd_mul_nonzero(vd_of(vf_load(weights + i)),
+                                         vd_sub(vd_of(vf_load(base + i)), vd_of(vf_load(test + i)))));
+    if (i < n)
+        sum = vd_add(sum, vd_mul_nonzero(vd_of(logits_at(weights, i, n, 0)),
+                                         vd_sub(vd_of(logits_at(base, i, n, 0)), vd_of(logits_at(test, i, n, 0)))));
+    return vd_sum(sum);
 }
 
 /* ---- rows of weights -------------------------------------------------------------------------------------------- */
@@ -198,9 +226,10 @@ const nib_row_kernels NIB_AT_LEVEL(nib_row_kernels_) = {
     .swiglu = swiglu,
     .rope = rope,
     .to_f16 = to_f16,
-    .row_norm = row_norm,
-    .row_kld = row_kld,
     .row_error = row_error,
+    .largest = largest,
+    .sum_exp = sum_exp,
+    .sum_differences = sum_differences,
     .exp = exp_each,
     .dp4 = dp4,
 };

@@ -1,7 +1,9 @@
-/* Row by row work, spread over the pool: embedding, normalization, sums, activations, rotary embedding, log-softmax. */
+/* Row by row work, spread over the pool: embedding, normalization, sums, activations, rotary embedding, softmax of logits. */
 #include "cpu/cpu.h"
 #include "format/format.h"
 #include "kernel/level.h"
+
+#include <math.h>
 
 static const nib_row_kernels *kernels(void) {
 #define LEVEL(name, needs) &nib_row_kernels_##name,
@@ -126,13 +128,43 @@ void nib_rope_rows(nib_pool *pool, float *x, const uint32_t *positions, uint32_t
 
 /* ---- logits ----------------------------------------------------------------------------------------------------- */
 
-nib_row_norm nib_row_norm_of(const float *logits, uint32_t n) {
-    return kernels()->row_norm(logits, n);
+uint32_t nib_row_argmax(const float *x, uint32_t n, float *largest) {
+    size_t index;
+    *largest = kernels()->largest(x, n, &index);
+    return (uint32_t)index;
 }
 
-double nib_row_kld(const float *base, const nib_row_norm *base_norm, const float *test, const nib_row_norm *test_norm,
-                   uint32_t n) {
-    return kernels()->row_kld(base, base_norm, test, test_norm, n);
+/* The largest logit is subtracted although sums in double need no such thing: its own term, most often nearly all of the
+ * sum, is then exactly 1, and divergences of 1e-8 do not drown in the rounding of e^x. */
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *weights) {
+    float largest;
+    const uint32_t index = nib_row_argmax(logits, n, &largest);
+    if (row->n == 0) row->max = -INFINITY;
+    if (largest > row->max) {
+        row->sum *= exp((double)row->max - (double)largest);
+        row->max = largest;
+        row->argmax = row->n + index;
+    }
+    row->n += n;
+    if (row->max > -INFINITY) row->sum += kernels()->sum_exp(logits, n, row->max, weights);
+}
+
+double nib_softmax_log_sum(const nib_softmax *row) {
+    return row->max > -INFINITY ? (double)row->max + log(row->sum) : -INFINITY;
+}
+
+void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *weights,
+                        const float *base, const float *test, uint32_t n) {
+    if (!(base_row->max > -INFINITY)) return;
+    if (divergence->sum != 0 && divergence->max != base_row->max)
+        divergence->sum *= exp((double)divergence->max - (double)base_row->max);
+    divergence->max = base_row->max;
+    divergence->sum += kernels()->sum_differences(weights, base, test, n);
+}
+
+double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *test_row) {
+    if (!(base_row->max > -INFINITY)) return 0;
+    return divergence->sum / base_row->sum - (nib_softmax_log_sum(base_row) - nib_softmax_log_sum(test_row));
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */

@@ -63,14 +63,6 @@ static bool says_nothing(const char *text, size_t n) {
     return at == n;
 }
 
-static int32_t likeliest(const float *logits, uint32_t n) {
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < n; i++) {
-        if (logits[i] > logits[best]) best = i;
-    }
-    return (int32_t)best;
-}
-
 /* One generation under way. */
 typedef struct writer {
     const nib_generate_params *params;
@@ -104,7 +96,9 @@ static nib_status append(writer *w, int32_t id, nib_error *error) {
 
 /* What the model says next; sampled or greedy. */
 static int32_t choose(const writer *w, const float *logits, uint32_t n_vocab) {
-    return w->params->sampler != NULL ? nib_sampler_next(w->params->sampler, logits) : likeliest(logits, n_vocab);
+    float largest;
+    if (w->params->sampler != NULL) return nib_sampler_next(w->params->sampler, logits);
+    return (int32_t)nib_row_argmax(logits, n_vocab, &largest);
 }
 
 /* Generates from the logits of the token before position pos until something ends it. */

@@ -62,7 +62,7 @@ static nib_status measure(const nib_model *model, nib_op_measure *out, nib_op_me
     nib_op_begin(&out->base, &batch);
     const nib_value hidden = nib_arch_forward(model->arch, &out->base, &model->graph);
     if (body != NULL) *body = *out;
-    const nib_value logits = nib_op_outside(&out->base, NULL, 1, h->n_vocab);
+    const nib_value logits = nib_op_outside(&out->base, NULL, 1, h->n_vocab, 0);
     model->arch->head(&out->base, &model->graph, hidden, logits);
     return nib_op_status(&out->base, error);
 }
@@ -330,22 +330,28 @@ nib_status nib_session_run(nib_session *session, const nib_segment *segments, ui
     return batch->n_tokens > 0 ? run_batch(session, &hidden, error) : NIB_OK;
 }
 
-nib_status nib_session_head(nib_session *session, const float *hidden, uint32_t n_rows, float *logits,
-                            nib_error *error) {
+nib_status nib_session_head_part(nib_session *session, const float *hidden, uint32_t n_rows, uint32_t first, uint32_t n,
+                                 float *logits, nib_error *error) {
     nib_op_context *context = &session->run.base;
     const nib_graph *graph = &session->model->graph;
-    const size_t n_embd = graph->hyper.n_embd, n_vocab = graph->hyper.n_vocab;
+    const size_t n_embd = graph->hyper.n_embd;
     static const nib_op_batch nothing = {0};
     for (uint32_t from = 0; from < n_rows; from += session->n_batch) {
-        const uint32_t n = n_rows - from < session->n_batch ? n_rows - from : session->n_batch;
+        const uint32_t rows = n_rows - from < session->n_batch ? n_rows - from : session->n_batch;
         nib_op_begin(context, &nothing);
         /* A head reads its input and writes only its output. */
-        const nib_value in = nib_op_outside(context, (float *)(uintptr_t)(hidden + from * n_embd), n, (uint32_t)n_embd);
-        const nib_value out = nib_op_outside(context, logits + from * n_vocab, n, (uint32_t)n_vocab);
+        const nib_value in =
+            nib_op_outside(context, (float *)(uintptr_t)(hidden + from * n_embd), rows, (uint32_t)n_embd, 0);
+        const nib_value out = nib_op_outside(context, logits + (size_t)from * n, rows, n, first);
         session->model->arch->head(context, graph, in, out);
         NIB_TRY(nib_op_status(context, error));
     }
     return NIB_OK;
+}
+
+nib_status nib_session_head(nib_session *session, const float *hidden, uint32_t n_rows, float *logits,
+                            nib_error *error) {
+    return nib_session_head_part(session, hidden, n_rows, 0, session->model->graph.hyper.n_vocab, logits, error);
 }
 
 nib_status nib_session_next(nib_session *session, uint32_t pos, const int32_t *ids, uint32_t n, float *logits,

@@ -38,6 +38,7 @@ typedef struct nib_op_slot {
     float *data; /* (n_rows, n_cols); NULL where nothing is computed */
     uint32_t n_rows, n_cols;
     uint32_t first_col, width; /* stripe in the arena; width 0: memory from outside */
+    uint32_t part_from;        /* memory from outside that takes columns part_from .. of a wider result */
     bool live;
 } nib_op_slot;
 
@@ -96,8 +97,9 @@ struct nib_op_context {
 void nib_op_begin(nib_op_context *context, const nib_op_batch *batch);
 /* How the pass went. */
 nib_status nib_op_status(const nib_op_context *context, nib_error *error);
-/* A value that lies in the caller's memory: data (n_rows, n_cols). */
-nib_value nib_op_outside(nib_op_context *context, float *data, uint32_t n_rows, uint32_t n_cols);
+/* A value that lies in the caller's memory: data (n_rows, n_cols). As the result of a product it takes columns part_from ..
+ * part_from + n_cols - 1 of it. */
+nib_value nib_op_outside(nib_op_context *context, float *data, uint32_t n_rows, uint32_t n_cols, uint32_t part_from);
 /* The numbers of a value and how many rows it has; NULL if there is none. */
 const float *nib_op_data(const nib_op_context *context, nib_value value, uint32_t *n_rows);
 

@@ -155,7 +155,8 @@ void nib_op_linear_into(nib_op_context *context, nib_value x, nib_weight weight,
     const nib_op_slot *to = in != NULL ? slot_of(context, "linear", out) : NULL;
     if (to == NULL || !product_of(context, in, weight, bias, &product)) return;
     product.out = to;
-    if (to->n_rows != in->n_rows || to->n_cols != product.weight->matrix.n_rows) {
+    const uint64_t end = (uint64_t)to->part_from + to->n_cols, n_cols = product.weight->matrix.n_rows;
+    if (to->n_rows != in->n_rows || (to->width == 0 ? end > n_cols : end != n_cols)) {
         fail(context, "linear", "a result of another shape");
     } else if (in->n_rows > 0) {
         context->kind->linears(context, in, &product, 1);
@@ -278,10 +279,11 @@ nib_status nib_op_status(const nib_op_context *context, nib_error *error) {
     return nib_fail(error, NIB_ERR_BUG, "operation %s was given %s", context->failed_op, context->failed_why);
 }
 
-nib_value nib_op_outside(nib_op_context *context, float *data, uint32_t n_rows, uint32_t n_cols) {
+nib_value nib_op_outside(nib_op_context *context, float *data, uint32_t n_rows, uint32_t n_cols, uint32_t part_from) {
     const nib_value value = ok(context) ? free_handle(context, "outside") : NIB_NO_VALUE;
     if (value == NIB_NO_VALUE) return value;
-    context->slots[value] = (nib_op_slot){.data = data, .n_rows = n_rows, .n_cols = n_cols, .live = true};
+    context->slots[value] =
+        (nib_op_slot){.data = data, .n_rows = n_rows, .n_cols = n_cols, .part_from = part_from, .live = true};
     return value;
 }
 

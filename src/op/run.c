@@ -19,10 +19,16 @@ static void run_linears(nib_op_context *context, const nib_op_slot *x, const nib
     nib_op_run *run = run_of(context);
     nib_product work[NIB_OP_MAX_PRODUCTS];
     for (uint32_t i = 0; i < n; i++) {
+        const nib_op_slot *out = products[i].out;
+        const nib_matrix *whole = &products[i].weight->matrix;
         work[i] = (nib_product){
-            .weight = products[i].weight->matrix,
-            .bias = products[i].bias != NULL ? products[i].bias->vector : NULL,
-            .out = products[i].out->data,
+            .weight = {.format = whole->format,
+                       .data = (const char *)whole->data +
+                               out->part_from * nib_format_row_bytes(whole->format, whole->n_cols),
+                       .n_cols = whole->n_cols,
+                       .n_rows = out->n_cols},
+            .bias = products[i].bias != NULL ? products[i].bias->vector + out->part_from : NULL,
+            .out = out->data,
         };
     }
     nib_linear(run->pool, run->path, x->data, x->n_rows, work, n, run->scratch);

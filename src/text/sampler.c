@@ -6,6 +6,7 @@
  * splitmix64) and the exponential are written here in plain double arithmetic. NaN counts as minus infinity. */
 #include "base/error.h"
 #include "base/memory.h"
+#include "kernel/kernel.h"
 #include "nibble/text.h"
 
 #include <math.h>
@@ -85,15 +86,24 @@ static void sift_down(candidate *heap, size_t n, size_t i) {
     heap[i] = item;
 }
 
-/* The k best in falling order. */
-static void take_best(candidate *out, size_t k, const float *logits, uint32_t n_vocab) {
-    for (uint32_t id = 0; id < n_vocab; id++) {
-        const candidate item = {isnan(logits[id]) ? -INFINITY : logits[id], (int32_t)id};
-        if (id < k) {
-            out[id] = item;
-            if (id + 1 == k)
-                for (size_t i = k / 2; i-- > 0;) sift_down(out, k, i);
-        } else if (worse(out[0], item)) {
+static candidate candidate_of(const float *logits, uint32_t id) {
+    return (candidate){isnan(logits[id]) ? -INFINITY : logits[id], (int32_t)id};
+}
+
+/* The k best in falling order. Once k are found, blocks that have nothing better than the worst of them are passed over:
+ * later ids lose against equal ones. */
+static void take_best(candidate *out, uint32_t k, const float *logits, uint32_t n_vocab) {
+    enum { BLOCK = 256 };
+    for (uint32_t id = 0; id < k; id++) out[id] = candidate_of(logits, id);
+    for (size_t i = k / 2; i-- > 0;) sift_down(out, k, i);
+    for (uint32_t first = k, n; first < n_vocab; first += n) {
+        float largest;
+        n = n_vocab - first < BLOCK ? n_vocab - first : BLOCK;
+        nib_row_argmax(logits + first, n, &largest);
+        if (!(largest > out[0].logit)) continue;
+        for (uint32_t id = first; id < first + n; id++) {
+            const candidate item = candidate_of(logits, id);
+            if (!worse(out[0], item)) continue;
             out[0] = item;
             sift_down(out, k, 0);
         }
@@ -165,15 +175,13 @@ void nib_sampler_free(nib_sampler *sampler) {
 int32_t nib_sampler_next(nib_sampler *sampler, const float *logits) {
     const nib_sampler_params *p = &sampler->params;
     if (p->temperature == 0) {
-        int32_t best = 0;
-        for (uint32_t id = 1; id < sampler->n_vocab; id++)
-            if (logits[id] > logits[best] || (isnan(logits[best]) && !isnan(logits[id]))) best = (int32_t)id;
-        return best;
+        float largest;
+        return (int32_t)nib_row_argmax(logits, sampler->n_vocab, &largest);
     }
     candidate *items = sampler->candidates;
-    size_t n = p->top_k == 0 || p->top_k > sampler->n_vocab ? sampler->n_vocab : p->top_k;
-    take_best(items, n, logits, sampler->n_vocab);
-    n = apply_top_p(items, sampler->weights, n, p->top_p);
+    const uint32_t k = p->top_k == 0 || p->top_k > sampler->n_vocab ? sampler->n_vocab : p->top_k;
+    take_best(items, k, logits, sampler->n_vocab);
+    size_t n = apply_top_p(items, sampler->weights, k, p->top_p);
     if (p->min_p > 0) n = apply_min_p(items, n, p->min_p);
 
     double total = 0;

@@ -1,0 +1,14 @@
+/* What threads ask of the system and C cannot say. */
+#ifndef NIB_BASE_OS_H
+#define NIB_BASE_OS_H
+
+#include "nibble/base.h"
+
+#include <stdatomic.h>
+
+/* Sleeps while *word == value, until somebody wakes it; may also return for no reason. */
+void nib_os_wait(_Atomic uint32_t *word, uint32_t value);
+/* Wakes up to n of those who sleep on the word. */
+void nib_os_wake(_Atomic uint32_t *word, int n);
+
+#endif

@@ -120,18 +120,26 @@ NIB_INLINE int tile_vectors(int rows) {
 #endif
 }
 
+/* Few rows wait for memory: they ask for n bytes of the next block while they work on this one. */
+NIB_INLINE void ask_for(const char *at, size_t n) {
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(at + i, 0, 2);
+}
+
 /* Scores of some rows against a block's 64 keys; those past the last position are garbage that nobody sees. */
 NIB_INLINE void score_rows(nib_kv_type type, int rows, const nib_attend_task *task, const work *w, const char *tiles,
                            size_t row) {
     const size_t n = task->head_dim, tile_bytes = kv_tile_bytes(type, n), group = type == NIB_KV_TYPE_Q8_0 ? KV_GROUP : n;
     const int vectors = tile_vectors(rows);
+    const size_t step = 2 * tile_bytes / n / (KEYS / 16 / (size_t)vectors);
+    const char *next = tiles + (row ? 0 : 2 * tile_bytes); /* asked for once; the block at hand is there already */
     for (size_t begin = 0; begin < n; begin += group)
         for (int at = 0; at < KEYS / 16; at += vectors) {
             vf sum[FLOAT_ROWS][4];
             NIB_UNROLL for (int r = 0; r < rows; r++) NIB_UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = vf_zero();
             const float *q = w->q + row * w->padded;
-            for (size_t d = begin; d < begin + group; d++) {
+            for (size_t d = begin; d < begin + group; d++, next += step) {
                 vf key[4];
+                ask_for(next, step);
                 NIB_UNROLL for (int v = 0; v < vectors; v++)
                     key[v] = kv_keys(type, tiles + (size_t)((at + v) / 2) * tile_bytes, d, (size_t)(at + v) % 2 * 16);
                 NIB_UNROLL for (int r = 0; r < rows; r++) {
@@ -186,12 +194,15 @@ NIB_INLINE void add_values(nib_kv_type type, int rows, int vectors, const nib_at
                            const char *tiles, size_t n_keys, const float *weights, size_t row, size_t d,
                            const float *rescale) {
     const size_t tile_bytes = kv_tile_bytes(type, task->head_dim), padded = ((size_t)task->head_dim + 15) / 16 * 16;
+    const size_t row_bytes = tile_bytes / KV_TILE, width = row_bytes * 16 * (size_t)vectors / padded;
+    const char *next = tiles + (row ? 0 : 2 * tile_bytes) + d * row_bytes / padded;
     vf sum[FLOAT_ROWS][4];
     NIB_UNROLL for (int r = 0; r < rows; r++) NIB_UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = vf_zero();
     for (size_t first = 0; first < n_keys; first += KV_TILE, tiles += tile_bytes) {
         const size_t n = n_keys - first < KV_TILE ? n_keys - first : KV_TILE;
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < n; i++, next += row_bytes) {
             vf value[4];
+            ask_for(next, width);
             NIB_UNROLL for (int v = 0; v < vectors; v++) value[v] = kv_values(type, tiles, padded, i, d + 16 * (size_t)v);
             NIB_UNROLL for (int r = 0; r < rows; r++) {
                 const vf p = vf_splat(weights[(size_t)r * KEYS + first + i]);

@@ -14,7 +14,9 @@
 #if defined(NIB_VEC_512)
 static inline vi vi_dp2(vi acc, vi x, vi y) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(acc, x, y);
+    /* Not the intrinsic: gcc 12 copies accumulators from register to register around it. */
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
+    return acc;
 #else
     return _mm512_add_epi32(acc, _mm512_madd_epi16(x, y));
 #endif

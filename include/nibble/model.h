@@ -48,6 +48,8 @@ typedef enum nib_kv {
     NIB_KV_F16,
     NIB_KV_Q8_0, /* 8-bit codes with a scale per 32 values: about half the memory, not lossless; heads of whole 32s only */
 } nib_kv;
+/* "f16", "q8_0" */
+NIB_API const char *nib_kv_name(nib_kv kv);
 
 typedef struct nib_session_params {
     uint32_t n_ctx;   /* positions per sequence; at least 1 */

@@ -21,6 +21,8 @@ static void print_table(const nib_bench *bench) {
     }
     nib_table_print(&table, stdout);
     nib_table_fini(&table);
+    if (bench->n > 0 && bench->results[0].kv != NIB_KV_F16)
+        printf("\nkeys and values in %s\n", nib_kv_name(bench->results[0].kv));
     if (bench->read_bytes_per_s > 0)
         printf("\nmemory reads %.1f GB/s in this run; the share says how much of it generation used\n",
                bench->read_bytes_per_s / 1e9);
@@ -42,6 +44,7 @@ static nib_status run(nib_cli *cli, nib_error *error) {
         .n_generate = (uint32_t)nib_cli_uint(cli, "tokens"),
         .runs = (uint32_t)nib_cli_uint(cli, "runs"),
         .depth = (uint32_t)nib_cli_uint(cli, "depth"),
+        .kv = nib_cli_kv(cli),
     };
     nib_status status = NIB_OK;
     if (!params.n_prompt && !params.n_generate)
@@ -99,6 +102,7 @@ static const nib_option options[] = {
      .min = 0,
      .max = 1048576,
      .about = "tokens already in the cache when timing starts"},
+    NIB_KV_OPTION,
     {.name = NULL},
 };
 

@@ -34,9 +34,11 @@ static uint64_t next_random(uint64_t *state) {
     return z ^ z >> 31;
 }
 
-static nib_status open_runner(runner *r, nib_pool *pool, uint32_t depth, uint32_t n_ids, nib_error *error) {
+static nib_status open_runner(runner *r, nib_pool *pool, const nib_bench_params *bench, uint32_t n_ids, nib_error *error) {
     const nib_model_facts *facts = nib_model_facts_of(r->model);
-    const nib_session_params params = {.n_ctx = depth + n_ids, .n_seq = 1, .n_batch = BATCH_TOKENS};
+    const uint32_t depth = bench->depth;
+    const nib_session_params params = {
+        .n_ctx = depth + n_ids, .n_seq = 1, .n_batch = BATCH_TOKENS, .kv = bench->kv};
     const uint32_t most = depth > n_ids ? depth : n_ids;
     uint64_t seed = 1;
     NIB_TRY(nib_session_new(r->model, pool, &params, &r->session, error));
@@ -96,7 +98,7 @@ static nib_status warm_up(runner *r, const nib_bench_params *params, nib_meter *
  * read whole where it serves as the output matrix too), and the keys and values of half the positions on average. */
 static nib_status bytes_per_token(const runner *r, const nib_bench_params *params, double *out, nib_error *error) {
     const nib_session_params session = {
-        .n_ctx = params->depth + params->n_generate, .n_seq = 1, .n_batch = BATCH_TOKENS};
+        .n_ctx = params->depth + params->n_generate, .n_seq = 1, .n_batch = BATCH_TOKENS, .kv = params->kv};
     const nib_gguf *gguf = nib_model_gguf(r->model);
     const bool is_tied = nib_gguf_tensor_find(gguf, "output.weight") == NULL;
     nib_memory_plan plan;
@@ -123,6 +125,7 @@ static nib_status open_result(const nib_model *model, const char *test, uint32_t
     out->bytes = nib_gguf_bytes(gguf);
     out->bpw = nib_model_facts_of(model)->bpw;
     out->depth = params->depth;
+    out->kv = params->kv;
     out->threads = nib_pool_size(pool);
     out->of_ceiling = (double)NAN;
     out->runs = nib_alloc(params->runs, sizeof *out->runs);
@@ -169,7 +172,7 @@ static nib_status prepare(runner *runners, const nib_model *const *models, uint3
     for (uint32_t m = 0; m < n_models; m++) {
         runner *r = &runners[m];
         r->model = models[m];
-        NIB_TRY(open_runner(r, pool, params->depth, n_ids, error));
+        NIB_TRY(open_runner(r, pool, params, n_ids, error));
         if (params->n_prompt > 0) {
             r->prompt = &out->results[out->n++];
             NIB_TRY(open_result(r->model, "pp", params->n_prompt, params, pool, r->prompt, error));

@@ -66,6 +66,10 @@ static nib_status measure(const nib_model *model, nib_op_measure *out, nib_error
     return nib_op_status(&out->base, error);
 }
 
+const char *nib_kv_name(nib_kv kv) {
+    return kv == NIB_KV_Q8_0 ? "q8_0" : "f16";
+}
+
 static nib_status choose_kv(const nib_hyper *h, const nib_session_params *params, nib_kv_type *out, nib_error *error) {
     *out = params->exact ? NIB_KV_TYPE_F32 : params->kv == NIB_KV_Q8_0 ? NIB_KV_TYPE_Q8_0 : NIB_KV_TYPE_F16;
     if (nib_kv_fits(*out, h->head_dim)) return NIB_OK;

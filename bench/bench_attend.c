@@ -55,9 +55,11 @@ static void bench(const setup *s, const char *name, nib_path path, nib_kv_type t
         nib_alloc_aligned(nib_attend_scratch_bytes(n_ctx, n_tokens, s->n_head, s->dim, nib_pool_size(s->pool)));
     if (!layers || !k || !q || !out || !scratch) exit(5);
     for (size_t i = 0; i < 512 * width; i++) k[i] = (float)(i * 2654435761u % 1000) * 0.002f - 1;
-    for (size_t i = 0; i < (size_t)n_tokens * s->n_head * s->dim; i++) q[i] = (float)(i * 2246822519u % 1000) * 0.002f - 1;
+    for (size_t i = 0; i < (size_t)n_tokens * s->n_head * s->dim; i++)
+        q[i] = (float)(i * 2246822519u % 1000) * 0.002f - 1;
     for (size_t l = 0; l < n_layers; l++) {
-        layers[l] = (nib_kv_layer){type, nib_alloc_aligned(bytes), nib_alloc_aligned(bytes), n_ctx, s->n_head_kv, s->dim};
+        layers[l] =
+            (nib_kv_layer){type, nib_alloc_aligned(bytes), nib_alloc_aligned(bytes), n_ctx, s->n_head_kv, s->dim};
         if (!layers[l].keys || !layers[l].values) exit(5);
         for (uint32_t pos = 0; pos < n_ctx; pos += 512) {
             const nib_attend_segment segment = {.n = n_ctx - pos < 512 ? n_ctx - pos : 512, .pos = pos};
@@ -75,9 +77,11 @@ static void bench(const setup *s, const char *name, nib_path path, nib_kv_type t
     if (n_layers) {
         const double seen = ((double)s->depth + (n_tokens + 1) / 2.0) * n_tokens;
         const double macs = 2 * seen * s->n_head * s->dim / best;
-        const double read = 2 * (double)(s->depth + n_tokens) * s->n_head_kv * (double)nib_kv_position_bytes(type, s->dim);
-        printf("%-8s %5u tokens %9.1f us %7.1f GMAC/s %4.0f%% of f32 peak %6.1f GB/s %4.0f%% of reading\n", name, n_tokens,
-               best * 1e6, macs / 1e9, 100 * macs / s->flops, read / best / 1e9, 100 * read / best / s->bytes);
+        const double read =
+            2 * (double)(s->depth + n_tokens) * s->n_head_kv * (double)nib_kv_position_bytes(type, s->dim);
+        printf("%-8s %5u tokens %9.1f us %7.1f GMAC/s %4.0f%% of f32 peak %6.1f GB/s %4.0f%% of reading\n", name,
+               n_tokens, best * 1e6, macs / 1e9, 100 * macs / s->flops, read / best / 1e9,
+               100 * read / best / s->bytes);
     }
     for (size_t l = 0; l < n_layers; l++) {
         nib_free_aligned(layers[l].keys);

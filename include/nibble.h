@@ -7,6 +7,7 @@
  *   json.h    writing JSON
  *   cpu.h     the processor and the instruction-set level in use
  *   format.h  number formats: encode and decode rows
+ *   kernel.h  how formats are multiplied here
  *   number.h  single numbers: their bits in every format, a list quantized in plain view, FP8 matrices
  *   gguf.h    reading GGUF files, which are treated as hostile
  *   text.h    tokenizers, sampling, chat shapes
@@ -32,6 +33,7 @@
 #include "nibble/format.h"
 #include "nibble/gguf.h"
 #include "nibble/json.h"
+#include "nibble/kernel.h"
 #include "nibble/model.h"
 #include "nibble/number.h"
 #include "nibble/quant.h"

@@ -102,4 +102,11 @@ expect 0 bench demo -p 16 -n 4 -r 2 -q; stdout 'pp16'; stdout 'tg4'
 expect 0 bench demo -p 16 -n 0 -r 2 --json; json
 has_jq && equals "$(field '.schema, (.results | length), (.results[0].runs | length)' | xargs)" "nibble.bench/1 1 2" results
 expect 2 bench demo -p 0 -n 0
+expect 0 bench demo -p 0 -n 2 -r 1 -t 1,2 --batch 1,3 --depth 0,8 --csv -q
+equals "$(wc -l <"$out" | xargs)" 9 "a line for every combination"; stdout 'tg2 x3 @ d8,8,3,2,'
+expect 0 bench demo -p 8 -n 2 -r 1 --to q4_0 --md -q; stdout '^\| demo-q4_0 \|'; stdout '^\|---\|---:\|'
+equals "$(find "${TMPDIR:-/tmp}" -maxdepth 1 -name 'nibble-bench-*' -newer "$out" | wc -l | xargs)" 0 "no folder is left"
+for bad in "-t 0" "-t 1,x" "-t ," "--depth -1" "--batch 1,,2" "--batch 513" "--to nope" "--to q4_0,q4_0"; do
+    expect 2 bench demo $bad -n 1
+done
 finish

@@ -89,7 +89,7 @@ static void sample_model(nib_eval_model *model, const sample_level *level, bool 
 
 static void sample_bench(nib_study *study) {
     const uint32_t n = 1 + study->n_levels;
-    study->bench.read_bytes_per_s = 2.1e10;
+    study->bench.ceilings.read_bytes_per_s = 2.1e10;
     study->bench.n = 2 * n;
     study->bench.results = calloc(2 * n, sizeof *study->bench.results);
     for (uint32_t i = 0; i < 2 * n; i++) {

@@ -76,8 +76,10 @@ typedef struct part {
 
 /* Runs the sequences through a cache of their own and leaves the results in t->out. */
 static void run(const shape *s, tokens *t, const part *parts, unsigned n_threads) {
-    const size_t kv_bytes = nib_kv_bytes(s->type, SEQS, s->n_ctx, s->n_head_kv, s->dim), n_most = (size_t)SEQS * s->n_ctx;
-    nib_kv_layer kv = {s->type, nib_alloc_aligned(kv_bytes), nib_alloc_aligned(kv_bytes), s->n_ctx, s->n_head_kv, s->dim};
+    const size_t kv_bytes = nib_kv_bytes(s->type, SEQS, s->n_ctx, s->n_head_kv, s->dim),
+                 n_most = (size_t)SEQS * s->n_ctx;
+    nib_kv_layer kv = {s->type, nib_alloc_aligned(kv_bytes), nib_alloc_aligned(kv_bytes), s->n_ctx, s->n_head_kv,
+                       s->dim};
     void *scratch =
         nib_alloc_aligned(nib_attend_scratch_bytes(s->n_ctx, (uint32_t)n_most, s->n_head, s->dim, n_threads));
     float *q = floats(n_most * t->q_width), *k = floats(n_most * t->k_width), *v = floats(n_most * t->k_width);
@@ -218,12 +220,17 @@ static const part pieces[] = {{0, 0, 509}, {1, 0, 2}, {2, 0, 1}, {3, 0, 1}, {4, 
 static const nib_kv_type kept[] = {NIB_KV_TYPE_F32, NIB_KV_TYPE_F16, NIB_KV_TYPE_Q8_0};
 
 static void check_shapes(void) {
-    static const uint32_t heads[][3] = {{4, 4, 64}, {6, 2, 40}, {3, 1, 80},   {8, 2, 96}, {5, 1, 128}, {6, 1, 256}, {7, 1, 32},
-                                        {8, 1, 64}, {2, 2, 36}, {50, 1, 33}, {4, 2, 7}};
+    static const uint32_t heads[][3] = {{4, 4, 64}, {6, 2, 40}, {3, 1, 80}, {8, 2, 96},  {5, 1, 128}, {6, 1, 256},
+                                        {7, 1, 32}, {8, 1, 64}, {2, 2, 36}, {50, 1, 33}, {4, 2, 7}};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
         for (size_t type = 0; type < 3; type++) {
-            const shape s = {type ? NIB_PATH_DEPLOYED : NIB_PATH_EXACT, kept[type], heads[i][0], heads[i][1], heads[i][2],
-                             i == 3 ? 20 : 0, 150};
+            const shape s = {type ? NIB_PATH_DEPLOYED : NIB_PATH_EXACT,
+                             kept[type],
+                             heads[i][0],
+                             heads[i][1],
+                             heads[i][2],
+                             i == 3 ? 20 : 0,
+                             150};
             if (nib_kv_fits(s.type, s.dim))
                 check(&s, mixed, type == 0);
             else
@@ -288,7 +295,8 @@ static void check_not_finite(void) {
             float *x = what % 3 == 0 ? t.q : what % 3 == 1 ? t.k : t.v;
             const size_t width = what % 3 == 0 ? t.q_width : t.k_width;
             x[BAD * width + 5] = bad[what / 3];
-            if (what % 3 == 1 && bad[what / 3] > 1) x[BAD * width + 6] = -INFINITY; /* else it may rightly weigh nothing */
+            if (what % 3 == 1 && bad[what / 3] > 1)
+                x[BAD * width + 6] = -INFINITY; /* else it may rightly weigh nothing */
             for (int way = 0; way < 2; way++) {
                 run(&s, &t, way ? ends : whole, 1);
                 for (size_t i = 0; i < N; i++) {

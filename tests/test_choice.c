@@ -168,7 +168,8 @@ static void score_task(const nib_model *model, const char *questions_path, const
     assert_true(questions.n >= n);
     nib_questions part = questions;
     part.n = n;
-    if (nib_choice_score(model, true, NIB_KV_F16, pool, &part, NULL, &scores, &error) != NIB_OK) fail_msg("%s", error.message);
+    if (nib_choice_score(model, true, NIB_KV_F16, pool, &part, NULL, &scores, &error) != NIB_OK)
+        fail_msg("%s", error.message);
     against_table(&scores, &part, table, n, 1e-3);
     nib_choice_scores_fini(&scores);
     nib_questions_fini(&questions);
@@ -205,7 +206,8 @@ static void test_demo_accuracy(void **state) {
     nib_pool *pool = new_pool(2);
     if (nib_questions_read("demo", &questions, &error) != NIB_OK) fail_msg("%s", error.message);
     assert_int_equal(questions.n, 300);
-    if (nib_choice_score(*state, true, NIB_KV_F16, pool, &questions, NULL, &exact, &error) != NIB_OK) fail_msg("%s", error.message);
+    if (nib_choice_score(*state, true, NIB_KV_F16, pool, &questions, NULL, &exact, &error) != NIB_OK)
+        fail_msg("%s", error.message);
     assert_float_equal(exact.accuracy, 0.94, 1e-12);
     assert_float_equal(exact.accuracy_norm, 0.94, 1e-12);
     assert_float_equal(exact.accuracy_err, sqrt(0.94 * 0.06 / 299), 1e-12);
@@ -255,7 +257,8 @@ static void test_long_prompt(void **state) {
     sprintf(at,
             "Question: What is the capital of England?\\nAnswer:\",\"choices\":[\"Paris\",\"London\"],\"answer\":1}");
     assert_int_equal(read_text(text, &q, &error), NIB_OK);
-    if (nib_choice_score(*state, false, NIB_KV_F16, NULL, &q, NULL, &scores, &error) != NIB_OK) fail_msg("%s", error.message);
+    if (nib_choice_score(*state, false, NIB_KV_F16, NULL, &q, NULL, &scores, &error) != NIB_OK)
+        fail_msg("%s", error.message);
     assert_true(isfinite(scores.sums[0][0]) && isfinite(scores.sums[0][1]));
     nib_choice_scores_fini(&scores);
     nib_questions_fini(&q);

@@ -306,7 +306,9 @@ static void test_speed(void **state) {
     const nib_bench_params params = {.n_prompt = 32, .n_generate = 4, .runs = 2, .depth = 16}, none = {.runs = 1};
     if (nib_bench_run(models, 2, &params, pool, NULL, &bench, &error) != NIB_OK) fail_msg("%s", error.message);
     assert_int_equal(bench.n, 4);
-    assert_true(bench.read_bytes_per_s > 1e8);
+    assert_true(bench.ceilings.read_bytes_per_s > 1e8);
+    assert_true(bench.ceilings.int8_macs_per_s > 1e8 && bench.ceilings.bf16_macs_per_s > 1e8 &&
+                bench.ceilings.f32_macs_per_s > 1e8);
     assert_string_equal(bench.results[0].test, "pp32 @ d16");
     assert_string_equal(bench.results[3].test, "tg4 @ d16");
     assert_string_equal(bench.results[3].format, "q4_0");
@@ -316,11 +318,16 @@ static void test_speed(void **state) {
         assert_int_equal(r->n_runs, 2);
         assert_near(r->tokens_per_s, (r->runs[0] + r->runs[1]) / 2, 1e-6 * r->tokens_per_s);
         assert_near(r->stddev, fabs(r->runs[0] - r->runs[1]) / sqrt(2), 1e-6 * r->tokens_per_s);
-        assert_true(r->runs[0] > 0 && isnan(r->of_ceiling) == (r->test[0] == 'p'));
+        assert_true(r->runs[0] > 0 && r->of_memory > 0 && r->of_compute > 0);
+        assert_true(r->of_ceiling == fmax(r->of_memory, r->of_compute));
     }
     /* Generation reads the whole of a tied model: its share of the ceiling follows from its size. */
-    const double read = bench.results[1].of_ceiling * bench.read_bytes_per_s / bench.results[1].tokens_per_s;
+    const double read = bench.results[1].of_memory * bench.ceilings.read_bytes_per_s / bench.results[1].tokens_per_s;
     assert_true(read > 11e6 && read < 12.5e6);
+    /* A prompt multiplies by the layers' weights, 1 M of 5.8 M are the embedding; almost all of them as 8-bit integers. */
+    assert_string_equal(bench.results[2].peak, "int8");
+    const double macs = bench.results[2].of_compute * bench.ceilings.int8_macs_per_s / bench.results[2].tokens_per_s;
+    assert_true(macs > 4.5e6 && macs < 6.5e6);
     nib_json *json = nib_json_new();
     nib_json_begin_object(json, NULL);
     nib_bench_write_json(&bench, json);
@@ -330,6 +337,11 @@ static void test_speed(void **state) {
     json_decref(root);
     nib_bench_fini(&bench);
     assert_int_equal(nib_bench_run(models, 2, &none, pool, NULL, &bench, &error), NIB_ERR_USAGE);
+    const nib_bench_params together = {.n_generate = 3, .runs = 1, .depth = 8, .batch = 4};
+    assert_int_equal(nib_bench_run(models, 1, &together, pool, NULL, &bench, &error), NIB_OK);
+    assert_string_equal(bench.results[0].test, "tg3 x4 @ d8");
+    assert_int_equal(bench.results[0].batch, 4);
+    nib_bench_fini(&bench);
     const nib_watch watch = {.progress = stop_later};
     const nib_bench_params longer = {.n_prompt = 512, .n_generate = 64};
     assert_int_equal(nib_bench_run(models, 2, &longer, pool, &watch, &bench, &error), NIB_ERR_INTERRUPTED);

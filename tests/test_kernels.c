@@ -440,10 +440,10 @@ static void test_levels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_levels),  cmocka_unit_test(test_dp4),        cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_norm),    cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_logits),  cmocka_unit_test(test_embedding),  cmocka_unit_test(test_formats),
-        cmocka_unit_test(test_groups),  cmocka_unit_test(test_not_finite), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_levels), cmocka_unit_test(test_dp4),        cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_norm),   cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_logits), cmocka_unit_test(test_embedding),  cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_groups), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -127,6 +127,7 @@ static void cuts_agree(void **state) {
     check_cuts("llama", true);
     check_cuts("qwen2", false);
     check_cuts("qwen3", true);
+    check_cuts("qwen3moe", false);
 }
 
 /* Three sequences in one run, longer together than a batch, equal each by itself; only wanted rows come back. */
@@ -258,6 +259,11 @@ static void broken_models_are_refused(void **state) {
         {{.arch = "llama", .n_layer = 513}, NIB_ERR_CORRUPT, "llama.block_count"},
         {{.arch = "llama", .rope_base = 0.5f}, NIB_ERR_CORRUPT, "llama.rope.freq_base"},
         {{.arch = "llama", .n_expert = 4}, NIB_ERR_UNSUPPORTED, "llama.expert_count"},
+        {{.arch = "qwen3moe"}, NIB_OK, ""},
+        {{.arch = "qwen3moe", .n_expert_used = 6}, NIB_ERR_CORRUPT, "qwen3moe.expert_used_count"},
+        {{.arch = "qwen3moe", .n_expert = 9}, NIB_OK, ""},
+        {{.arch = "qwen3moe", .without = "blk.1.ffn_gate_inp.weight"}, NIB_ERR_CORRUPT, "blk.1.ffn_gate_inp.weight"},
+        {{.arch = "qwen3moe", .without = "blk.2.ffn_up_exps.weight"}, NIB_ERR_CORRUPT, "blk.2.ffn_up_exps.weight"},
         {{.arch = "llama", .rope_scaling = "yarn"}, NIB_ERR_UNSUPPORTED, "llama.rope.scaling.type"},
         {{.arch = "llama", .rope_scaling = "none"}, NIB_OK, ""},
         {{.arch = "llama", .without = "blk.2.ffn_up.weight"}, NIB_ERR_CORRUPT, "blk.2.ffn_up.weight"},
@@ -270,7 +276,8 @@ static void broken_models_are_refused(void **state) {
         const tiny_model *c = &cases[i].change;
         tiny_model tiny = tiny_defaults(c->arch != NULL ? c->arch : "llama");
         tiny.arch = c->arch;
-        tiny.n_expert = c->n_expert;
+        if (c->n_expert > 0) tiny.n_expert = c->n_expert;
+        if (c->n_expert_used > 0) tiny.n_expert_used = c->n_expert_used;
         tiny.rope_scaling = c->rope_scaling;
         tiny.without = c->without;
         tiny.with = c->with;
@@ -535,6 +542,7 @@ static void fixtures_match_the_reference(void **state) {
     check_fixture("qwen2", "golden_logits.f32");
     check_fixture("qwen3", "golden_logits.f32");
     check_fixture("qwen3-tied-256", "golden_logits.f32");
+    check_fixture("qwen3moe", "golden_logits.f32");
 }
 
 /* The demo model's prompts; in the second round all at once, as sequences of one session. */

@@ -203,7 +203,7 @@ static void test_shapes(void **state) {
         assert_int_equal(facts->n_layer, 1);
         assert_int_equal(facts->n_head, 2);
         assert_int_equal(facts->n_head_kv, 2);
-        assert_int_equal(facts->head_dim, strcmp(preset.arch, "qwen3") == 0 ? 128 : 32);
+        assert_int_equal(facts->head_dim, strncmp(preset.arch, "qwen3", 5) == 0 ? 128 : 32);
         assert_true(facts->n_ctx_train >= 32768);
         const bool tied = strstr(preset.shape, "tied=1") != NULL;
         assert_int_equal(nib_gguf_tensor_find(nib_model_gguf(model), "output.weight") == NULL, tied);

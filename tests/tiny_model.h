@@ -14,7 +14,7 @@ typedef struct tiny_model {
     uint32_t n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab;
     float eps, rope_base;
     bool tied, biases;
-    uint32_t n_expert;
+    uint32_t n_expert, n_expert_used, n_ff_expert;
     const char *rope_scaling;  /* NULL = no such key */
     const char *without;       /* a tensor to leave out */
     const char *with;          /* a tensor to add */
@@ -38,6 +38,9 @@ static inline tiny_model tiny_defaults(const char *arch) {
         .eps = 1e-6f,
         .rope_base = 10000,
         .biases = strcmp(arch, "qwen2") == 0,
+        .n_expert = strcmp(arch, "qwen3moe") == 0 ? 5 : 0,
+        .n_expert_used = strcmp(arch, "qwen3moe") == 0 ? 2 : 0,
+        .n_ff_expert = 32,
         .seed = 1,
     };
 }
@@ -101,10 +104,10 @@ static inline float tiny_script_value(const tiny_model *m, const char *name, uin
     return strstr(name, "norm") != NULL ? 1 : 0;
 }
 
-static inline void tiny_tensor(tiny_file *file, const char *name, uint64_t cols, uint64_t rows) {
+static inline void tiny_stack(tiny_file *file, const char *name, uint64_t cols, uint64_t rows, uint64_t n) {
     const tiny_model *m = file->model;
-    const uint32_t n_dims = rows > 0 ? 2 : 1, f32 = 0;
-    const uint64_t offset = file->payload.n_bytes, ne[2] = {cols, rows};
+    const uint32_t n_dims = n > 1 ? 3 : rows > 0 ? 2 : 1, f32 = 0;
+    const uint64_t offset = file->payload.n_bytes, ne[3] = {cols, rows, n};
     const float scale = 1.5f / sqrtf((float)cols);
     if (m->without != NULL && strcmp(name, m->without) == 0) return;
     tiny_text(&file->infos, name);
@@ -113,7 +116,7 @@ static inline void tiny_tensor(tiny_file *file, const char *name, uint64_t cols,
     tiny_add(&file->infos, &f32, sizeof f32);
     tiny_add(&file->infos, &offset, sizeof offset);
     file->n_tensors++;
-    for (uint64_t row = 0; row < (rows > 0 ? rows : 1); row++) {
+    for (uint64_t row = 0; row < n * (rows > 0 ? rows : 1); row++) {
         for (uint64_t col = 0; col < cols; col++) {
             float value = rows > 0 ? 2 * scale * tiny_random(&file->seed) : 0.3f * tiny_random(&file->seed);
             if (strstr(name, "norm") != NULL) value += 1;
@@ -122,6 +125,16 @@ static inline void tiny_tensor(tiny_file *file, const char *name, uint64_t cols,
         }
     }
     while (file->payload.n_bytes % 32 != 0) tiny_add(&file->payload, "", 1);
+}
+
+static inline void tiny_tensor(tiny_file *file, const char *name, uint64_t cols, uint64_t rows) {
+    tiny_stack(file, name, cols, rows, 1);
+}
+
+static inline void tiny_experts(tiny_file *file, uint32_t layer, const char *stem, uint64_t cols, uint64_t rows) {
+    char name[64];
+    snprintf(name, sizeof name, "blk.%u.%s", layer, stem);
+    tiny_stack(file, name, cols, rows, file->model->n_expert);
 }
 
 static inline void tiny_block(tiny_file *file, uint32_t layer, const char *stem, uint64_t cols, uint64_t rows) {
@@ -145,11 +158,18 @@ static inline void tiny_tensors(tiny_file *file) {
             tiny_block(file, i, "attn_k.bias", kv, 0);
             tiny_block(file, i, "attn_v.bias", kv, 0);
         }
-        if (m->arch != NULL && strcmp(m->arch, "qwen3") == 0) {
+        if (m->arch != NULL && strncmp(m->arch, "qwen3", 5) == 0) {
             tiny_block(file, i, "attn_q_norm.weight", m->head_dim, 0);
             tiny_block(file, i, "attn_k_norm.weight", m->head_dim, 0);
         }
         tiny_block(file, i, "ffn_norm.weight", m->n_embd, 0);
+        if (m->n_expert > 0) {
+            tiny_block(file, i, "ffn_gate_inp.weight", m->n_embd, m->n_expert);
+            tiny_experts(file, i, "ffn_gate_exps.weight", m->n_embd, m->n_ff_expert);
+            tiny_experts(file, i, "ffn_up_exps.weight", m->n_embd, m->n_ff_expert);
+            tiny_experts(file, i, "ffn_down_exps.weight", m->n_ff_expert, m->n_embd);
+            continue;
+        }
         tiny_block(file, i, "ffn_gate.weight", m->n_embd, m->n_ff);
         tiny_block(file, i, "ffn_up.weight", m->n_embd, m->n_ff);
         tiny_block(file, i, "ffn_down.weight", m->n_ff, m->n_embd);
@@ -199,7 +219,11 @@ static inline nib_string tiny_bytes(const tiny_model *m) {
     tiny_u32(&file, ".vocab_size", m->n_vocab);
     tiny_f32(&file, ".attention.layer_norm_rms_epsilon", m->eps);
     tiny_f32(&file, ".rope.freq_base", m->rope_base);
-    if (m->n_expert > 0) tiny_u32(&file, ".expert_count", m->n_expert);
+    if (m->n_expert > 0) {
+        tiny_u32(&file, ".expert_count", m->n_expert);
+        tiny_u32(&file, ".expert_used_count", m->n_expert_used);
+        tiny_u32(&file, ".expert_feed_forward_length", m->n_ff_expert);
+    }
     if (m->rope_scaling != NULL) tiny_string(&file, ".rope.scaling.type", m->rope_scaling);
     if (m->vocabulary) tiny_vocabulary(&file);
     tiny_tensors(&file);

@@ -3,7 +3,7 @@
 #ifndef NIBBLE_CPU_H
 #define NIBBLE_CPU_H
 
-#include "nibble/base.h"
+#include "nibble/json.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -30,6 +30,15 @@ NIB_API unsigned nib_cpu_cores(void);
 /* Read bandwidth of main memory with the pool's threads, bytes per second; measured for about `seconds`.
  * The best of several passes over a buffer larger than the caches. 0 without memory. */
 NIB_API double nib_cpu_measure_read_bandwidth(nib_pool *pool, double seconds);
+
+/* What no program can exceed here: bytes read from main memory, and multiply-adds of the processor's best level (bytes into
+ * 32-bit integers, pairs of bfloat16, floats), all per second, with the pool's threads. Measured for about `seconds`. */
+typedef struct nib_cpu_ceilings {
+    double read_bytes_per_s, int8_macs_per_s, bf16_macs_per_s, f32_macs_per_s;
+} nib_cpu_ceilings;
+NIB_API void nib_cpu_measure_ceilings(nib_pool *pool, double seconds, nib_cpu_ceilings *out);
+/* As members of the open object. */
+NIB_API void nib_cpu_write_ceilings(const nib_cpu_ceilings *ceilings, nib_json *json);
 
 #ifdef __cplusplus
 }

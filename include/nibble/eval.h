@@ -3,6 +3,7 @@
 #ifndef NIBBLE_EVAL_H
 #define NIBBLE_EVAL_H
 
+#include "nibble/cpu.h"
 #include "nibble/model.h"
 
 #ifdef __cplusplus
@@ -142,23 +143,27 @@ typedef struct nib_bench_params {
     uint32_t runs;       /* 0 = 5 */
     uint32_t depth;      /* tokens in the cache before timing */
     nib_kv kv;           /* format of the cache */
+    uint32_t batch;      /* generation: sequences that go on together, a token each; 0 = 1 */
 } nib_bench_params;
 
 typedef struct nib_bench_result {
-    char model[1024], format[64], test[32]; /* "pp512", "tg128", " @ d4096" appended when depth > 0 */
+    char model[1024], format[64], test[32]; /* "pp512", "tg128", "tg128 x4" of 4 sequences, " @ d4096" at that depth */
     uint64_t bytes;
     double bpw;
-    uint32_t depth, threads, n_runs;
+    uint32_t depth, batch, threads, n_runs;
     nib_kv kv;
     double tokens_per_s, stddev; /* mean and sample deviation of the runs */
     double *runs;                /* (n_runs) tokens per second */
-    /* Generation: bytes of weights and cache read per second over read_bytes_per_s; above 1 when the model fits the
-     * caches. An embedding table counts as one row unless it is the output matrix too. Prompts: NaN. */
-    double of_ceiling;
+    /* Shares of the ceilings. Memory: weights and cache that have to be read, once per step, over the bandwidth; above 1
+     * when the model fits the caches. Compute: the time its multiply-adds would take at the peaks of their kinds, over the
+     * time they took. of_ceiling is the larger, and what the test is bound by, if by either; NaN without memory. */
+    double of_memory, of_compute, of_ceiling;
+    const char *peak; /* kind most of the computing time goes to: "int8", "bf16", "f32" */
 } nib_bench_result;
 
 typedef struct nib_bench {
-    double read_bytes_per_s; /* measured in this run */
+    nib_cpu_ceilings ceilings; /* measured in this run */
+    double busy_others;        /* cores that other programs kept busy meanwhile */
     uint32_t n;
     nib_bench_result *results;
 } nib_bench;

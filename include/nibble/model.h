@@ -18,9 +18,10 @@ typedef struct nib_model_facts {
     const char *arch; /* "llama", "qwen2", ... */
     const char *name; /* general.name or the file's name */
     uint32_t n_vocab, n_ctx_train, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff;
-    uint64_t n_params;     /* all elements of all tensors */
-    uint64_t weight_bytes; /* all payloads */
-    double bpw;            /* 8 * weight_bytes / n_params */
+    uint32_t n_expert, n_expert_used, n_ff_expert; /* 0 without experts */
+    uint64_t n_params;                             /* all elements of all tensors */
+    uint64_t weight_bytes;                         /* all payloads */
+    double bpw;                                    /* 8 * weight_bytes / n_params */
 } nib_model_facts;
 
 /* Opens and validates a model of an architecture nibble runs. The GGUF stays open inside.
@@ -38,6 +39,15 @@ NIB_API const nib_tokenizer *nib_model_tokenizer(const nib_model *model);
 NIB_API const nib_tokenizer *nib_model_text_tokenizer(const nib_model *model, nib_error *error);
 /* Architectures that run, NULL past the last. */
 NIB_API const char *nib_model_arch_at(unsigned index);
+
+/* What one token costs on the deployed path, attention aside. */
+typedef struct nib_token_cost {
+    uint64_t int8_macs, bf16_macs, f32_macs; /* multiply-adds of the matrices, by what is multiplied */
+    uint64_t weight_bytes;                   /* of these matrices; of experts only as many as a token uses */
+} nib_token_cost;
+/* body: all layers; head: the output matrix, which only tokens whose logits are wanted go through. */
+NIB_API nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *body, nib_token_cost *head,
+                                        nib_error *error);
 
 /* ---- Session: a KV cache and the scratch to run batches -------------------------------------------------------------- */
 

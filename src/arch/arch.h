@@ -22,7 +22,7 @@ typedef struct nib_hyper {
     uint32_t head_dim, value_dim; /* equal */
     uint32_t n_rot;               /* values of a head that turn; even, at most head_dim */
     uint32_t n_vocab;             /* as the metadata say, 0 if they do not; set to the vocabulary's size by the model */
-    uint32_t n_expert, n_expert_used;
+    uint32_t n_expert, n_expert_used, n_ff_expert; /* 0: no experts */
     float eps;
     float rope_base, rope_factor, rope_attn_factor; /* positions are divided by rope_factor */
     float attn_scale;                               /* of q.k */
@@ -70,6 +70,9 @@ typedef struct nib_hyper_row {
         NIB_OPTIONAL("expert_count", NIB_HYPER_U32, n_expert, 0, 0, 1 << 16),                    \
         NIB_OPTIONAL("expert_used_count", NIB_HYPER_U32, n_expert_used, 0, 0, 1 << 16)
 
+/* Of those with experts, after the others. */
+#define NIB_EXPERT_HYPER NIB_REQUIRED("expert_feed_forward_length", NIB_HYPER_U32_LAYERS, n_ff_expert, 1, 1 << 24)
+
 /* ---- Tensors ---------------------------------------------------------------------------------------------------------- */
 
 /* Handles of the weights outside the layers. */
@@ -83,6 +86,7 @@ typedef struct nib_block {
     nib_weight attn_q_bias, attn_k_bias, attn_v_bias, attn_output_bias;
     nib_weight ffn_norm, ffn_gate, ffn_up, ffn_down;
     nib_weight ffn_gate_bias, ffn_up_bias, ffn_down_bias;
+    nib_weight experts_router, experts_gate, experts_up, experts_down;
 } nib_block;
 
 /* What a dimension of a tensor is. */
@@ -94,6 +98,8 @@ typedef enum nib_dim {
     NIB_DIM_HEADS,    /* n_head * head_dim */
     NIB_DIM_HEADS_KV, /* n_head_kv * head_dim */
     NIB_DIM_FF,
+    NIB_DIM_EXPERTS,
+    NIB_DIM_FF_EXPERT,
     NIB_DIM_ROPE_PAIRS, /* n_rot / 2 */
 } nib_dim;
 
@@ -103,29 +109,40 @@ typedef struct nib_tensor_row {
     size_t offset; /* of the handle, in nib_block or nib_trunk */
     bool optional;
     nib_dim cols, rows; /* ne[0], ne[1]; rows NIB_DIM_NONE: a vector */
+    nib_dim stack;      /* ne[2]: as many matrices; NIB_DIM_NONE: one */
 } nib_tensor_row;
 
 #define NIB_TRUNK(member, name, optional, cols, rows) \
-    { name, false, offsetof(nib_trunk, member), optional, NIB_DIM_##cols, NIB_DIM_##rows }
+    { name, false, offsetof(nib_trunk, member), optional, NIB_DIM_##cols, NIB_DIM_##rows, NIB_DIM_NONE }
 #define NIB_BLOCK(member, name, optional, cols, rows) \
-    { name, true, offsetof(nib_block, member), optional, NIB_DIM_##cols, NIB_DIM_##rows }
+    { name, true, offsetof(nib_block, member), optional, NIB_DIM_##cols, NIB_DIM_##rows, NIB_DIM_NONE }
+/* One matrix per expert. */
+#define NIB_EXPERTS(member, name, cols, rows) \
+    { name, true, offsetof(nib_block, member), false, NIB_DIM_##cols, NIB_DIM_##rows, NIB_DIM_EXPERTS }
 
 /* Of every such decoder: an absent output matrix is tied to the embedding; biases of q, k, v are taken where they are. */
-#define NIB_DECODER_TENSORS                                                                                           \
-    NIB_TRUNK(token_embd, "token_embd.weight", false, EMBD, VOCAB),                                                   \
-        NIB_TRUNK(output_norm, "output_norm.weight", false, EMBD, NONE),                                              \
-        NIB_TRUNK(output, "output.weight", true, EMBD, VOCAB),                                                        \
-        NIB_BLOCK(attn_norm, "attn_norm.weight", false, EMBD, NONE),                                                  \
-        NIB_BLOCK(attn_q, "attn_q.weight", false, EMBD, HEADS),                                                       \
-        NIB_BLOCK(attn_k, "attn_k.weight", false, EMBD, HEADS_KV),                                                    \
-        NIB_BLOCK(attn_v, "attn_v.weight", false, EMBD, HEADS_KV),                                                    \
-        NIB_BLOCK(attn_q_bias, "attn_q.bias", true, HEADS, NONE),                                                     \
-        NIB_BLOCK(attn_k_bias, "attn_k.bias", true, HEADS_KV, NONE),                                                  \
-        NIB_BLOCK(attn_v_bias, "attn_v.bias", true, HEADS_KV, NONE),                                                  \
-        NIB_BLOCK(attn_output, "attn_output.weight", false, HEADS, EMBD),                                             \
-        NIB_BLOCK(ffn_norm, "ffn_norm.weight", false, EMBD, NONE),                                                    \
-        NIB_BLOCK(ffn_gate, "ffn_gate.weight", false, EMBD, FF), NIB_BLOCK(ffn_up, "ffn_up.weight", false, EMBD, FF), \
-        NIB_BLOCK(ffn_down, "ffn_down.weight", false, FF, EMBD)
+#define NIB_ATTENTION_TENSORS                                             \
+    NIB_TRUNK(token_embd, "token_embd.weight", false, EMBD, VOCAB),       \
+        NIB_TRUNK(output_norm, "output_norm.weight", false, EMBD, NONE),  \
+        NIB_TRUNK(output, "output.weight", true, EMBD, VOCAB),            \
+        NIB_BLOCK(attn_norm, "attn_norm.weight", false, EMBD, NONE),      \
+        NIB_BLOCK(attn_q, "attn_q.weight", false, EMBD, HEADS),           \
+        NIB_BLOCK(attn_k, "attn_k.weight", false, EMBD, HEADS_KV),        \
+        NIB_BLOCK(attn_v, "attn_v.weight", false, EMBD, HEADS_KV),        \
+        NIB_BLOCK(attn_q_bias, "attn_q.bias", true, HEADS, NONE),         \
+        NIB_BLOCK(attn_k_bias, "attn_k.bias", true, HEADS_KV, NONE),      \
+        NIB_BLOCK(attn_v_bias, "attn_v.bias", true, HEADS_KV, NONE),      \
+        NIB_BLOCK(attn_output, "attn_output.weight", false, HEADS, EMBD), \
+        NIB_BLOCK(ffn_norm, "ffn_norm.weight", false, EMBD, NONE)
+#define NIB_DECODER_TENSORS                                                         \
+    NIB_ATTENTION_TENSORS, NIB_BLOCK(ffn_gate, "ffn_gate.weight", false, EMBD, FF), \
+        NIB_BLOCK(ffn_up, "ffn_up.weight", false, EMBD, FF), NIB_BLOCK(ffn_down, "ffn_down.weight", false, FF, EMBD)
+/* Instead of one feed-forward network many small ones, of which a router chooses a few for each token. */
+#define NIB_EXPERT_TENSORS                                                                         \
+    NIB_ATTENTION_TENSORS, NIB_BLOCK(experts_router, "ffn_gate_inp.weight", false, EMBD, EXPERTS), \
+        NIB_EXPERTS(experts_gate, "ffn_gate_exps.weight", EMBD, FF_EXPERT),                        \
+        NIB_EXPERTS(experts_up, "ffn_up_exps.weight", EMBD, FF_EXPERT),                            \
+        NIB_EXPERTS(experts_down, "ffn_down_exps.weight", FF_EXPERT, EMBD)
 
 /* ---- Architecture ----------------------------------------------------------------------------------------------------- */
 
@@ -143,7 +160,8 @@ typedef struct nib_arch {
     uint32_t n_hyper;
     const nib_tensor_row *tensors;
     uint32_t n_tensors;
-    bool rope_neox; /* pairs (i, i + n_rot/2) turn together, else (2i, 2i + 1) */
+    bool rope_neox;   /* pairs (i, i + n_rot/2) turn together, else (2i, 2i + 1) */
+    bool has_experts; /* in every layer */
     /* The residual stream before the first layer: (n_tokens, n_embd). */
     nib_value (*input)(nib_op_context *context, const nib_graph *graph);
     /* One layer, in place; after the last one only the wanted rows are left. */
@@ -183,6 +201,9 @@ void nib_decoder_attend(nib_op_context *context, const nib_graph *graph, uint32_
                         nib_value k, nib_value v);
 /* x += down(silu(gate h) * up h), h = RMSNorm(x; ffn_norm). */
 void nib_decoder_feed_forward(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x);
+/* The same with experts: each token's n_expert_used best by softmax over the router's logits, weighted by these
+ * probabilities made to sum to 1. */
+void nib_decoder_experts(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x);
 /* RMSNorm(x; output_norm). */
 nib_value nib_decoder_output(nib_op_context *context, const nib_graph *graph, nib_value x);
 /* The output matrix. */

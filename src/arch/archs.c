@@ -71,6 +71,10 @@ uint64_t nib_dim_of(const nib_hyper *h, nib_dim dim) {
         return (uint64_t)h->n_head_kv * h->head_dim;
     case NIB_DIM_FF:
         return h->n_ff;
+    case NIB_DIM_EXPERTS:
+        return h->n_expert;
+    case NIB_DIM_FF_EXPERT:
+        return h->n_ff_expert;
     case NIB_DIM_ROPE_PAIRS:
         return h->n_rot / 2;
     }
@@ -167,8 +171,12 @@ static nib_status derive(reader *r, nib_hyper *h) {
     if (h->n_expert_used > h->n_expert) {
         return fail(r, NIB_ERR_CORRUPT, find(r, "expert_used_count"), "is more than there are experts");
     }
-    if (h->n_expert > 0) {
-        return fail(r, NIB_ERR_UNSUPPORTED, find(r, "expert_count"), "above 0: mixtures of experts do not run yet");
+    if (h->n_expert > 0 && !r->arch->has_experts) {
+        return fail(r, NIB_ERR_UNSUPPORTED, find(r, "expert_count"),
+                    "above 0: mixtures of experts of this architecture do not run yet");
+    }
+    if (r->arch->has_experts && h->n_expert_used == 0) {
+        return fail(r, NIB_ERR_CORRUPT, find(r, "expert_used_count"), "is missing or 0");
     }
     if (h->n_head_kv == 0) h->n_head_kv = h->n_head;
     if (h->n_head % h->n_head_kv != 0) {

@@ -51,6 +51,19 @@ void nib_decoder_feed_forward(nib_op_context *context, const nib_graph *graph, u
     nib_op_free(context, down);
 }
 
+void nib_decoder_experts(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x) {
+    const nib_block *w = &graph->blocks[layer];
+    const nib_expert_stacks experts = {
+        .gate = w->experts_gate, .up = w->experts_up, .down = w->experts_down, .n_used = graph->hyper.n_expert_used};
+    const nib_value h = nib_op_norm(context, x, w->ffn_norm, graph->hyper.eps);
+    const nib_value logits = nib_op_linear(context, h, w->experts_router, NIB_NO_WEIGHT);
+    const nib_value mixed = nib_op_experts(context, h, logits, &experts);
+    nib_op_free(context, h);
+    nib_op_free(context, logits);
+    nib_op_add(context, x, mixed);
+    nib_op_free(context, mixed);
+}
+
 nib_value nib_decoder_output(nib_op_context *context, const nib_graph *graph, nib_value x) {
     const nib_value hidden = nib_op_norm(context, x, graph->trunk.output_norm, graph->hyper.eps);
     nib_op_free(context, x);

@@ -56,8 +56,8 @@ typedef struct nib_option_value {
 typedef struct nib_args {
     const nib_option *options[NIB_MAX_OPTIONS];
     nib_option_value values[NIB_MAX_OPTIONS];
-    unsigned n_options;
-    const char **words; /* what is not an option; room for argc */
+    unsigned n_options, n_own; /* the command's own come first */
+    const char **words;        /* what is not an option; room for argc */
     unsigned n_words;
     int help; /* 1: -h, 2: --help was seen; the rest of the line was not read */
 } nib_args;
@@ -76,7 +76,8 @@ typedef struct nib_command {
     bool output_is_document; /* -o is the JSON document */
     const nib_option *options;
     unsigned min_words, max_words;
-    bool plain; /* documentation: no threads, no JSON */
+    bool plain;       /* documentation: no threads, no JSON */
+    bool own_threads; /* -t is an option of its own: the pool at first has one thread per core */
     nib_status (*run)(nib_cli *cli, nib_error *error);
 } nib_command;
 
@@ -95,6 +96,9 @@ struct nib_cli {
     bool quiet;
     unsigned verbose;
 };
+
+/* The pool of a command with so many threads, 0: one per core. Far too many are reduced, with a warning. */
+nib_status nib_cli_make_pool(nib_cli *cli, uint64_t n_threads, nib_error *error);
 
 /* Collects the command's own and the common options that apply to it. */
 void nib_cli_collect_options(const nib_command *command, nib_args *args);
@@ -180,6 +184,8 @@ void nib_table_fini(nib_table *table);
 /* The next cell, row by row. */
 NIB_PRINTF(2, 3) void nib_table_add(nib_table *table, const char *format, ...);
 void nib_table_print(const nib_table *table, FILE *to);
+typedef enum nib_table_style { NIB_TABLE_PLAIN, NIB_TABLE_CSV, NIB_TABLE_MARKDOWN } nib_table_style;
+void nib_table_print_as(const nib_table *table, nib_table_style style, FILE *to);
 
 typedef struct nib_short_text {
     char s[48];
@@ -248,10 +254,10 @@ nib_json *nib_cli_json_begin(nib_cli *cli, const char *name, nib_error *error);
 nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error);
 
 /* How keys and values are kept: for every command that runs a model as it is used. */
-#define NIB_KV_OPTION                                                                                    \
-    {                                                                                                    \
-        .name = "kv", .kind = NIB_OPTION_CHOICE, .value = "f16|q8_0", .fallback = "f16",                 \
-        .about = "format of the cached keys and values",                                                 \
+#define NIB_KV_OPTION                                                                                         \
+    {                                                                                                         \
+        .name = "kv", .kind = NIB_OPTION_CHOICE, .value = "f16|q8_0", .fallback = "f16",                      \
+        .about = "format of the cached keys and values",                                                      \
         .more = "q8_0 takes about half the memory and is not lossless. Heads must be multiples of 32 values." \
     }
 nib_kv nib_cli_kv(const nib_cli *cli);

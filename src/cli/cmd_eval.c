@@ -63,9 +63,9 @@ static void print_table(const nib_eval *eval, unsigned verbose) {
     bool choice = eval->n_questions > 0;
     printf("text  %s: %llu tokens, %u chunks of %u, %llu scored%s\n", eval->text_file[0] ? eval->text_file : "built-in",
            (unsigned long long)eval->n_tokens, eval->n_chunks, eval->n_ctx, (unsigned long long)eval->n_scored,
-           eval->exact                ? ", exact path"
+           eval->exact              ? ", exact path"
            : eval->kv != NIB_KV_F16 ? ", keys and values in q8_0"
-                                      : "");
+                                    : "");
     if (choice) printf("task  %s: %u questions\n", eval->task, eval->n_questions);
     fputc('\n', stdout);
     nib_table_init(&table, choice ? "lrrrrrrr" : "lrrrrrr",

@@ -251,8 +251,12 @@ static void print_head(const inspection *in) {
            bits_per_weight(in->weight_bytes, in->n_params));
     if (!in->model) return;
     const nib_model_facts *facts = nib_model_facts_of(in->model);
-    printf("%-10s %u layers, hidden %u, FFN %u, %u query and %u key/value heads of %u, context %u\n", "shape",
-           facts->n_layer, facts->n_embd, facts->n_ff, facts->n_head, facts->n_head_kv, facts->head_dim,
+    printf("%-10s %u layers, hidden %u, ", "shape", facts->n_layer, facts->n_embd);
+    if (facts->n_expert)
+        printf("%u of %u experts of %u, ", facts->n_expert_used, facts->n_expert, facts->n_ff_expert);
+    else
+        printf("FFN %u, ", facts->n_ff);
+    printf("%u query and %u key/value heads of %u, context %u\n", facts->n_head, facts->n_head_kv, facts->head_dim,
            facts->n_ctx_train);
 }
 

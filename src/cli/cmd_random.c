@@ -67,9 +67,10 @@ const nib_command nib_command_random = {
     .about = "a random model of any architecture and shape",
     .more =
         "SHAPE: presets and NAME=NUMBER, separated by commas. Presets: llama:1b, llama:8b, qwen2:0.5b, qwen3:0.6b,\n"
-        "qwen3:4b. Names: layers, embd, ff, heads, kv, head, vocab, ctx, rope, eps, tied (1: no output matrix), and "
-        "the\n"
-        "architecture's own keys as in GGUF. Weights are distributed roughly like trained ones. The model has no\n"
+        "qwen3:4b, qwen3moe:30b-a3b. Names: layers, embd, ff, heads, kv, head, vocab, ctx, rope, eps, tied (1: no "
+        "output\n"
+        "matrix), of qwen3moe also experts, used, expert_ff, and the architecture's own keys as in GGUF. Weights are "
+        "distributed roughly like trained ones. The model has no\n"
         "vocabulary, so it takes token ids and no text: logits, bench.",
     .examples = "nibble random qwen3:0.6b -o random.gguf\n"
                 "nibble random llama:layers=2,embd=256,ff=512,heads=4,kv=2,vocab=4096,ctx=2048 -o tiny.gguf\n"

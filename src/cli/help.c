@@ -98,14 +98,18 @@ void nib_cli_print_help(const nib_command *command, bool full) {
     if (args->n_options) putchar('\n');
     bool common = false;
     for (unsigned i = 0; i < args->n_options; i++) {
-        if (strcmp(args->options[i]->name, "threads") == 0) {
+        if (i == args->n_own) {
             common = true;
             if (!full) break;
             printf("\n%scommon to all commands%s\n", bold, plain);
         }
         print_option(command, args->options[i], full);
     }
-    if (common && !full) printf("  common: -t N threads, --cpu LEVEL, --json, -q, -v, --color WHEN, --progress WHEN\n");
+    if (common && !full) {
+        const bool has_threads = strcmp(args->options[args->n_own]->name, "threads") == 0;
+        printf("  common: %s--cpu LEVEL, --json, -q, -v, --color WHEN, --progress WHEN\n",
+               has_threads ? "-t N threads, " : "");
+    }
     if (full) {
         printf("  %-26s %s\n", "-h, --help", "one screen; everything");
         printf("\n%sexamples%s\n", bold, plain);
@@ -144,12 +148,10 @@ static void man_options(const nib_command *command, FILE *to, bool common) {
     nib_args *args = calloc(1, sizeof *args);
     if (!args) return;
     nib_cli_collect_options(command, args);
-    bool in_common = false;
     for (unsigned i = 0; i < args->n_options; i++) {
         const nib_option *option = args->options[i];
         char left[96];
-        in_common = in_common || strcmp(option->name, "threads") == 0;
-        if (in_common != common) continue;
+        if ((i >= args->n_own) != common) continue;
         format_option(option, left, sizeof left);
         fputs(".TP\n.B ", to);
         roff_text(to, left + strspn(left, " "));

@@ -57,18 +57,14 @@ static nib_status choose_level(const nib_cli *cli, nib_error *error) {
     return status;
 }
 
-static nib_status make_pool(nib_cli *cli, nib_error *error) {
-    uint64_t n_threads = 0;
-    if (nib_cli_given(cli, "threads")) {
-        unsigned n_cores = nib_cpu_cores();
-        uint64_t most = n_cores > 64 ? 2 * (uint64_t)n_cores : 128;
-        if (most > 1024) most = 1024;
-        n_threads = nib_cli_uint(cli, "threads");
-        if (n_threads > most) {
-            nib_console_warn("%llu threads are far more than this machine can use; taking %u",
-                             (unsigned long long)n_threads, n_cores);
-            n_threads = n_cores;
-        }
+nib_status nib_cli_make_pool(nib_cli *cli, uint64_t n_threads, nib_error *error) {
+    const unsigned n_cores = nib_cpu_cores();
+    uint64_t most = n_cores > 64 ? 2 * (uint64_t)n_cores : 128;
+    if (most > 1024) most = 1024;
+    if (n_threads > most) {
+        nib_console_warn("%llu threads are far more than this machine can use; taking %u",
+                         (unsigned long long)n_threads, n_cores);
+        n_threads = n_cores;
     }
     return nib_pool_new((unsigned)n_threads, &cli->pool, error);
 }
@@ -96,7 +92,8 @@ static nib_status run_command(const nib_command *command, int argc, char **argv,
             status = nib_cli_check_output(nib_cli_text(&cli, "output"), nib_cli_switch(&cli, "force"), cli.args.words,
                                           cli.args.n_words, error);
         if (!status) status = choose_level(&cli, error);
-        if (!status) status = make_pool(&cli, error);
+        const bool is_given = !command->own_threads && nib_cli_given(&cli, "threads");
+        if (!status) status = nib_cli_make_pool(&cli, is_given ? nib_cli_uint(&cli, "threads") : 0, error);
     }
     if (!status) status = command->run(&cli, error);
 done:

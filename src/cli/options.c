@@ -48,15 +48,21 @@ static const nib_option output_options[] = {
     {.name = NULL},
 };
 
+/* A command's own option takes the place of a common one of its name. */
 static void collect(nib_args *args, const nib_option *options) {
-    for (; options && options->name && args->n_options < NIB_MAX_OPTIONS; options++)
-        args->options[args->n_options++] = options;
+    for (; options && options->name && args->n_options < NIB_MAX_OPTIONS; options++) {
+        bool is_there = false;
+        for (unsigned i = 0; i < args->n_options; i++)
+            is_there = is_there || strcmp(args->options[i]->name, options->name) == 0;
+        if (!is_there) args->options[args->n_options++] = options;
+    }
 }
 
 void nib_cli_collect_options(const nib_command *command, nib_args *args) {
     args->n_options = 0;
     collect(args, command->options);
     if (command->output) collect(args, output_options);
+    args->n_own = args->n_options;
     if (!command->plain) collect(args, common_options);
 }
 

@@ -54,6 +54,43 @@ void nib_table_add(nib_table *table, const char *format, ...) {
     push(table, text, strlen(text));
 }
 
+/* RFC 4180: quoted where it has a comma, a quote or a line break. */
+static void print_csv_cell(const char *cell, FILE *to) {
+    if (!strpbrk(cell, ",\"\r\n")) {
+        fputs(cell, to);
+        return;
+    }
+    fputc('"', to);
+    for (; *cell; cell++) fprintf(to, *cell == '"' ? "\"\"" : "%c", *cell);
+    fputc('"', to);
+}
+
+static void print_csv(const nib_table *table, FILE *to) {
+    for (size_t i = 0; i < table->n_cells; i++) {
+        print_csv_cell(table->cells[i], to);
+        fputc((i + 1) % table->n_columns ? ',' : '\n', to);
+    }
+}
+
+static void print_markdown(const nib_table *table, FILE *to) {
+    for (size_t i = 0; i < table->n_cells; i++) {
+        fputs("| ", to);
+        for (const char *c = table->cells[i]; *c; c++) fprintf(to, *c == '|' ? "\\%c" : "%c", *c);
+        fputs((i + 1) % table->n_columns ? " " : " |\n", to);
+        if (i + 1 != table->n_columns) continue;
+        for (unsigned column = 0; column < table->n_columns; column++)
+            fputs(table->align[column] == 'r' ? "|---:" : "|---", to);
+        fputs("|\n", to);
+    }
+}
+
+void nib_table_print_as(const nib_table *table, nib_table_style style, FILE *to) {
+    if (style == NIB_TABLE_PLAIN || table->failed)
+        nib_table_print(table, to);
+    else
+        (style == NIB_TABLE_CSV ? print_csv : print_markdown)(table, to);
+}
+
 void nib_table_print(const nib_table *table, FILE *to) {
     enum { MOST_COLUMNS = 16 };
     size_t widths[MOST_COLUMNS] = {0};

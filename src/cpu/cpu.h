@@ -20,6 +20,13 @@ enum {
 };
 #undef LEVEL
 
+/* Cores that others kept busy on average since begin; 0 where the system does not say. */
+typedef struct nib_cpu_busy {
+    double all, own, began;
+} nib_cpu_busy;
+void nib_cpu_busy_begin(nib_cpu_busy *busy);
+double nib_cpu_busy_others(const nib_cpu_busy *busy);
+
 /* Index into levels.def of the level in use: tables with one entry a level are indexed with it. Thread-safe. */
 unsigned nib_cpu_level_index(void);
 

@@ -5,6 +5,13 @@
 #include <stdio.h>
 #include <time.h>
 
+void nib_cpu_write_ceilings(const nib_cpu_ceilings *ceilings, nib_json *json) {
+    nib_json_number(json, "read_bytes_per_s", ceilings->read_bytes_per_s);
+    nib_json_number(json, "int8_macs_per_s", ceilings->int8_macs_per_s);
+    nib_json_number(json, "bf16_macs_per_s", ceilings->bf16_macs_per_s);
+    nib_json_number(json, "f32_macs_per_s", ceilings->f32_macs_per_s);
+}
+
 void nib_json_begin_document(nib_json *json, const char *name, const nib_pool *pool) {
     char text[64];
     nib_json_begin_object(json, NULL);

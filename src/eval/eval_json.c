@@ -117,7 +117,6 @@ void nib_eval_write_json(const nib_eval *eval, nib_json *json) {
 /* ---- nibble.bench/1 --------------------------------------------------------------------------------------------------- */
 
 static void write_bench_result(nib_json *json, const nib_bench_result *result) {
-    const bool is_generation = result->test[0] == 't';
     nib_json_begin_object(json, NULL);
     nib_json_string(json, "model", result->model);
     nib_json_string(json, "format", result->format);
@@ -125,6 +124,7 @@ static void write_bench_result(nib_json *json, const nib_bench_result *result) {
     nib_json_number(json, "bpw", result->bpw);
     nib_json_string(json, "test", result->test);
     nib_json_uint(json, "depth", result->depth);
+    nib_json_uint(json, "batch", result->batch);
     nib_json_string(json, "kv", nib_kv_name(result->kv));
     nib_json_uint(json, "threads", result->threads);
     nib_json_number(json, "tokens_per_s", result->tokens_per_s);
@@ -132,19 +132,19 @@ static void write_bench_result(nib_json *json, const nib_bench_result *result) {
     nib_json_begin_array(json, "runs");
     for (uint32_t r = 0; r < result->n_runs; r++) nib_json_number(json, NULL, result->runs[r]);
     nib_json_end_array(json);
+    nib_json_number(json, "of_memory", result->of_memory);
+    nib_json_number(json, "of_compute", result->of_compute);
     nib_json_number(json, "of_ceiling", result->of_ceiling);
     if (isnan(result->of_ceiling)) nib_json_string(json, "note", "no ceiling was measured for this test");
-    nib_json_string(json, "bound_by", is_generation ? "memory" : "compute");
+    nib_json_string(json, "bound_by", result->of_memory > result->of_compute ? "memory" : "compute");
     nib_json_end_object(json);
 }
 
 void nib_bench_write_json(const nib_bench *bench, nib_json *json) {
     nib_json_begin_object(json, "ceilings");
-    nib_json_number(json, "read_bytes_per_s", bench->read_bytes_per_s);
-    nib_json_null(json, "int8_macs_per_s");
-    nib_json_null(json, "bf16_macs_per_s");
-    nib_json_string(json, "note", "only the read bandwidth is measured");
+    nib_cpu_write_ceilings(&bench->ceilings, json);
     nib_json_end_object(json);
+    nib_json_number(json, "busy_others", bench->busy_others);
     nib_json_begin_array(json, "results");
     for (uint32_t i = 0; i < bench->n; i++) write_bench_result(json, &bench->results[i]);
     nib_json_end_array(json);

@@ -276,11 +276,12 @@ static nib_status run_choice(const lockstep *l, const nib_model *const *models, 
     nib_choice_scores reference = {0}, scores = {0};
     snprintf(out->task, sizeof out->task, "%s", params->questions->name);
     out->n_questions = params->questions->n;
-    NIB_TRY_GOTO(nib_choice_score(l->lanes[0].model, true, NIB_KV_F16, l->pool, params->questions, l->watch, &reference, l->error));
+    NIB_TRY_GOTO(nib_choice_score(l->lanes[0].model, true, NIB_KV_F16, l->pool, params->questions, l->watch, &reference,
+                                  l->error));
     nib_summarise_flips(&reference, &reference, &out->reference);
     for (uint32_t m = 0; m < out->n_models; m++) {
-        NIB_TRY_GOTO(
-            nib_choice_score(models[m], params->exact, params->kv, l->pool, params->questions, l->watch, &scores, l->error));
+        NIB_TRY_GOTO(nib_choice_score(models[m], params->exact, params->kv, l->pool, params->questions, l->watch,
+                                      &scores, l->error));
         nib_summarise_flips(&reference, &scores, &out->models[m]);
         nib_choice_scores_fini(&scores);
     }

@@ -1,4 +1,5 @@
-/* Speed: prompt processing (batches of 512 tokens) and generation (one token at a time) of several models.
+/* Speed: prompt processing (batches of 512 tokens) and generation (one token at a time, of one or several sequences) of
+ * several models, beside what the machine could do.
  *
  *   round r:   model 1 pp, tg | model 2 pp, tg | ...      so that a disturbance hits all models alike
  *
@@ -7,21 +8,30 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "base/progress.h"
+#include "cpu/cpu.h"
 #include "eval/divergence.h"
-#include "nibble/cpu.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { BATCH_TOKENS = 512, DEFAULT_RUNS = 5, MAX_RUNS = 10000, MAX_TOKENS = 1 << 24, GENERATION_WEIGHT = 8 };
+enum {
+    BATCH_TOKENS = 512,
+    DEFAULT_RUNS = 5,
+    MAX_RUNS = 10000,
+    MAX_TOKENS = 1 << 24,
+    MAX_BATCH = 512,
+    GENERATION_WEIGHT = 8
+};
 
-static const double bandwidth_seconds = 0.3;
+static const double ceiling_seconds = 0.6;
 
 typedef struct runner {
     const nib_model *model;
     nib_session *session;
-    float *hidden, *logits;                /* (n_embd), (n_vocab) */
+    uint32_t n_seq;
+    nib_segment *segments;                 /* (n_seq) */
+    float *hidden, *logits;                /* (n_seq, n_embd), (n_seq, n_vocab) */
     int32_t *ids;                          /* (n_ids) */
     nib_bench_result *prompt, *generation; /* NULL = test not wanted */
 } runner;
@@ -34,25 +44,27 @@ static uint64_t next_random(uint64_t *state) {
     return z ^ z >> 31;
 }
 
-static nib_status open_runner(runner *r, nib_pool *pool, const nib_bench_params *bench, uint32_t n_ids, nib_error *error) {
+static nib_status open_runner(runner *r, nib_pool *pool, const nib_bench_params *p, uint32_t n_ids, nib_error *error) {
     const nib_model_facts *facts = nib_model_facts_of(r->model);
-    const uint32_t depth = bench->depth;
     const nib_session_params params = {
-        .n_ctx = depth + n_ids, .n_seq = 1, .n_batch = BATCH_TOKENS, .kv = bench->kv};
-    const uint32_t most = depth > n_ids ? depth : n_ids;
+        .n_ctx = p->depth + n_ids, .n_seq = p->batch, .n_batch = BATCH_TOKENS, .kv = p->kv};
+    const uint32_t most = p->depth > n_ids ? p->depth : n_ids;
     uint64_t seed = 1;
+    r->n_seq = p->batch;
     NIB_TRY(nib_session_new(r->model, pool, &params, &r->session, error));
-    r->hidden = nib_alloc(facts->n_embd, sizeof *r->hidden);
-    r->logits = nib_alloc(facts->n_vocab, sizeof *r->logits);
+    r->segments = nib_alloc(r->n_seq, sizeof *r->segments);
+    r->hidden = nib_alloc((size_t)r->n_seq * facts->n_embd, sizeof *r->hidden);
+    r->logits = nib_alloc((size_t)r->n_seq * facts->n_vocab, sizeof *r->logits);
     r->ids = nib_alloc(most, sizeof *r->ids);
-    if (r->hidden == NULL || r->logits == NULL || r->ids == NULL)
-        return nib_fail_memory(error, ((uint64_t)facts->n_embd + facts->n_vocab + most) * sizeof(float));
+    if (r->segments == NULL || r->hidden == NULL || r->logits == NULL || r->ids == NULL)
+        return nib_fail_memory(error, (((uint64_t)facts->n_embd + facts->n_vocab) * r->n_seq + most) * sizeof(float));
     for (uint32_t i = 0; i < most; i++) r->ids[i] = (int32_t)(next_random(&seed) % facts->n_vocab);
     return NIB_OK;
 }
 
 static void runner_fini(runner *r) {
     nib_session_free(r->session);
+    free(r->segments);
     free(r->hidden);
     free(r->logits);
     free(r->ids);
@@ -68,11 +80,15 @@ static nib_status time_prompt(runner *r, uint32_t depth, uint32_t n, double *sec
     return NIB_OK;
 }
 
+/* Seconds to add n tokens to every sequence. */
 static nib_status time_generation(runner *r, uint32_t depth, uint32_t n, nib_meter *meter, double *seconds,
                                   nib_error *error) {
     const double began = nib_now();
     for (uint32_t i = 0; i < n; i++) {
-        NIB_TRY(nib_session_next(r->session, depth + i, &r->ids[i], 1, r->logits, error));
+        for (uint32_t s = 0; s < r->n_seq; s++)
+            r->segments[s] = (nib_segment){.seq = s, .pos = depth + i, .n = 1, .ids = &r->ids[(i + s) % n]};
+        NIB_TRY(nib_session_run(r->session, r->segments, r->n_seq, r->hidden, error));
+        NIB_TRY(nib_session_head(r->session, r->hidden, r->n_seq, r->logits, error));
         NIB_TRY(nib_meter_add(meter, GENERATION_WEIGHT, error));
     }
     *seconds = nib_now() - began;
@@ -85,6 +101,7 @@ static nib_status warm_up(runner *r, const nib_bench_params *params, nib_meter *
     if (params->depth > 0) {
         const nib_segment segment = {.n = params->depth, .ids = r->ids, .out_from = params->depth};
         NIB_TRY(nib_session_run(r->session, &segment, 1, NULL, error));
+        for (uint32_t s = 1; s < r->n_seq; s++) NIB_TRY(nib_session_copy(r->session, 0, s, params->depth, error));
         NIB_TRY(nib_meter_add(meter, params->depth, error));
     }
     if (params->n_prompt > 0) {
@@ -94,40 +111,67 @@ static nib_status warm_up(runner *r, const nib_bench_params *params, nib_meter *
     return params->n_generate > 0 ? time_generation(r, params->depth, 1, meter, &seconds, error) : NIB_OK;
 }
 
-/* Bytes that have to be read for one generated token: every matrix but an embedding table that is only looked up (it is
- * read whole where it serves as the output matrix too), and the keys and values of half the positions on average. */
-static nib_status bytes_per_token(const runner *r, const nib_bench_params *params, double *out, nib_error *error) {
-    const nib_session_params session = {
-        .n_ctx = params->depth + params->n_generate, .n_seq = 1, .n_batch = BATCH_TOKENS, .kv = params->kv};
-    const nib_gguf *gguf = nib_model_gguf(r->model);
-    const bool is_tied = nib_gguf_tensor_find(gguf, "output.weight") == NULL;
+/* ---- Ceilings ---------------------------------------------------------------------------------------------------------- */
+
+/* What one step takes: so many tokens through the layers, some of them through the head too. */
+typedef struct step_cost {
+    double n_tokens;
+    double bytes; /* read from memory */
+    double int8_macs, bf16_macs, f32_macs;
+} step_cost;
+
+static void add_cost(step_cost *out, const nib_token_cost *cost, double n_tokens) {
+    out->bytes += (double)cost->weight_bytes;
+    out->int8_macs += (double)cost->int8_macs * n_tokens;
+    out->bf16_macs += (double)cost->bf16_macs * n_tokens;
+    out->f32_macs += (double)cost->f32_macs * n_tokens;
+}
+
+/* n_tokens of n_seq sequences, n_positions of cache seen by each token on average. */
+static nib_status cost_of_step(const runner *r, double n_tokens, double n_wanted, double n_seq, double n_positions,
+                               nib_kv kv, step_cost *out, nib_error *error) {
+    const nib_model_facts *facts = nib_model_facts_of(r->model);
+    const nib_session_params session = {.n_ctx = 1, .kv = kv};
     nib_memory_plan plan;
-    uint64_t bytes = 0;
+    nib_token_cost body, head;
     NIB_TRY(nib_session_plan(r->model, &session, 1, &plan, error));
-    for (uint64_t i = 0; i < nib_gguf_n_tensors(gguf); i++) {
-        const nib_tensor *tensor = nib_gguf_tensor_at(gguf, i);
-        const bool is_table = strcmp(tensor->name, "token_embd.weight") == 0;
-        bytes += is_table && !is_tied ? tensor->n_bytes / tensor->ne[1] : tensor->n_bytes;
-    }
-    *out = (double)bytes + (double)plan.kv_per_token * (params->depth + params->n_generate / 2.0);
+    NIB_TRY(nib_model_token_cost(r->model, &body, &head, error));
+    *out = (step_cost){.n_tokens = n_tokens, .bytes = (double)plan.kv_per_token * n_positions * n_seq};
+    add_cost(out, &body, n_tokens);
+    add_cost(out, &head, n_wanted);
+    out->f32_macs += 2.0 * facts->n_layer * facts->n_head * facts->head_dim * n_positions * n_tokens; /* attention */
     return NIB_OK;
 }
 
-static nib_status open_result(const nib_model *model, const char *test, uint32_t n, const nib_bench_params *params,
-                              const nib_pool *pool, nib_bench_result *out, nib_error *error) {
+static void compare_with_ceilings(const step_cost *cost, const nib_cpu_ceilings *ceilings, nib_bench_result *result) {
+    if (!(ceilings->read_bytes_per_s > 0)) return;
+    const double seconds = cost->n_tokens / result->tokens_per_s;
+    const double int8 = cost->int8_macs / ceilings->int8_macs_per_s;
+    const double bf16 = cost->bf16_macs / ceilings->bf16_macs_per_s, f32 = cost->f32_macs / ceilings->f32_macs_per_s;
+    result->of_memory = cost->bytes / ceilings->read_bytes_per_s / seconds;
+    result->of_compute = (int8 + bf16 + f32) / seconds;
+    result->of_ceiling = fmax(result->of_memory, result->of_compute);
+    result->peak = int8 >= bf16 && int8 >= f32 ? "int8" : bf16 >= f32 ? "bf16" : "f32";
+}
+
+/* ---- Results ----------------------------------------------------------------------------------------------------------- */
+
+static nib_status open_result(const nib_model *model, const char *test, uint32_t n, uint32_t batch,
+                              const nib_bench_params *params, const nib_pool *pool, nib_bench_result *out,
+                              nib_error *error) {
     const nib_gguf *gguf = nib_model_gguf(model);
     snprintf(out->model, sizeof out->model, "%s", nib_gguf_path(gguf));
     nib_format_label(gguf, out->format);
-    if (params->depth > 0)
-        snprintf(out->test, sizeof out->test, "%s%u @ d%u", test, n, params->depth);
-    else
-        snprintf(out->test, sizeof out->test, "%s%u", test, n);
+    size_t at = (size_t)snprintf(out->test, sizeof out->test, "%s%u", test, n);
+    if (batch > 1) at += (size_t)snprintf(out->test + at, sizeof out->test - at, " x%u", batch);
+    if (params->depth > 0) snprintf(out->test + at, sizeof out->test - at, " @ d%u", params->depth);
+    out->batch = batch;
     out->bytes = nib_gguf_bytes(gguf);
     out->bpw = nib_model_facts_of(model)->bpw;
     out->depth = params->depth;
     out->kv = params->kv;
     out->threads = nib_pool_size(pool);
-    out->of_ceiling = (double)NAN;
+    out->of_memory = out->of_compute = out->of_ceiling = (double)NAN;
     out->runs = nib_alloc(params->runs, sizeof *out->runs);
     return out->runs != NULL ? NIB_OK : nib_fail_memory(error, params->runs * sizeof *out->runs);
 }
@@ -141,7 +185,7 @@ static nib_status run_round(runner *r, const nib_bench_params *params, nib_meter
     }
     if (r->generation != NULL) {
         NIB_TRY(time_generation(r, params->depth, params->n_generate, meter, &seconds, error));
-        r->generation->runs[r->generation->n_runs++] = params->n_generate / seconds;
+        r->generation->runs[r->generation->n_runs++] = (double)params->n_generate * r->n_seq / seconds;
     }
     return NIB_OK;
 }
@@ -160,8 +204,9 @@ static nib_status check_params(const nib_bench_params *params, uint32_t n_models
         return nib_fail(error, NIB_ERR_USAGE,
                         "there is nothing to measure: no model, or neither prompt nor generation");
     if (params->runs > MAX_RUNS || params->n_prompt > MAX_TOKENS || params->n_generate > MAX_TOKENS ||
-        params->depth > MAX_TOKENS)
-        return nib_fail(error, NIB_ERR_USAGE, "at most %d runs and %d tokens", MAX_RUNS, MAX_TOKENS);
+        params->depth > MAX_TOKENS || params->batch > MAX_BATCH)
+        return nib_fail(error, NIB_ERR_USAGE, "at most %d runs, %d tokens and %d sequences", MAX_RUNS, MAX_TOKENS,
+                        MAX_BATCH);
     return NIB_OK;
 }
 
@@ -175,11 +220,11 @@ static nib_status prepare(runner *runners, const nib_model *const *models, uint3
         NIB_TRY(open_runner(r, pool, params, n_ids, error));
         if (params->n_prompt > 0) {
             r->prompt = &out->results[out->n++];
-            NIB_TRY(open_result(r->model, "pp", params->n_prompt, params, pool, r->prompt, error));
+            NIB_TRY(open_result(r->model, "pp", params->n_prompt, 1, params, pool, r->prompt, error));
         }
         if (params->n_generate > 0) {
             r->generation = &out->results[out->n++];
-            NIB_TRY(open_result(r->model, "tg", params->n_generate, params, pool, r->generation, error));
+            NIB_TRY(open_result(r->model, "tg", params->n_generate, params->batch, params, pool, r->generation, error));
         }
     }
     return NIB_OK;
@@ -187,12 +232,20 @@ static nib_status prepare(runner *runners, const nib_model *const *models, uint3
 
 static nib_status summarise(runner *runners, uint32_t n_models, const nib_bench_params *params, nib_bench *out,
                             nib_error *error) {
+    const double n = params->n_prompt, depth = params->depth, n_seq = params->batch;
+    step_cost cost;
     for (uint32_t i = 0; i < out->n; i++) summarise_runs(&out->results[i]);
-    for (uint32_t m = 0; params->n_generate > 0 && m < n_models; m++) {
-        double bytes;
-        NIB_TRY(bytes_per_token(&runners[m], params, &bytes, error));
-        if (out->read_bytes_per_s > 0)
-            runners[m].generation->of_ceiling = bytes * runners[m].generation->tokens_per_s / out->read_bytes_per_s;
+    for (uint32_t m = 0; m < n_models; m++) {
+        const runner *r = &runners[m];
+        if (r->prompt != NULL) { /* weights pass by once per batch of tokens, the cache once per batch too */
+            const double per_batch = fmin(n, BATCH_TOKENS);
+            NIB_TRY(cost_of_step(r, per_batch, per_batch / n, 1, depth + n / 2, params->kv, &cost, error));
+            compare_with_ceilings(&cost, &out->ceilings, r->prompt);
+        }
+        if (r->generation != NULL) {
+            NIB_TRY(cost_of_step(r, n_seq, n_seq, n_seq, depth + params->n_generate / 2.0, params->kv, &cost, error));
+            compare_with_ceilings(&cost, &out->ceilings, r->generation);
+        }
     }
     return NIB_OK;
 }
@@ -203,7 +256,9 @@ nib_status nib_bench_run(const nib_model *const *models, uint32_t n_models, cons
     nib_bench_params p = *params;
     nib_meter meter;
     runner *runners = NULL;
+    nib_cpu_busy busy;
     if (p.runs == 0) p.runs = DEFAULT_RUNS;
+    if (p.batch == 0) p.batch = 1;
     *out = (nib_bench){0};
     NIB_TRY(check_params(&p, n_models, error));
     runners = nib_alloc(n_models, sizeof *runners);
@@ -211,13 +266,15 @@ nib_status nib_bench_run(const nib_model *const *models, uint32_t n_models, cons
     if (runners == NULL || out->results == NULL)
         NIB_TRY_GOTO(nib_fail_memory(error, (uint64_t)n_models * 2 * sizeof *out->results));
     NIB_TRY_GOTO(prepare(runners, models, n_models, &p, pool, out, error));
-    out->read_bytes_per_s = nib_cpu_measure_read_bandwidth(pool, bandwidth_seconds);
+    nib_cpu_busy_begin(&busy);
+    nib_cpu_measure_ceilings(pool, ceiling_seconds, &out->ceilings);
     const double per_round = p.n_prompt + (double)GENERATION_WEIGHT * p.n_generate;
     const double per_model = p.depth + p.n_prompt + (p.n_generate > 0 ? GENERATION_WEIGHT : 0) + p.runs * per_round;
     nib_meter_init(&meter, watch, "speed", n_models * per_model);
     for (uint32_t m = 0; m < n_models; m++) NIB_TRY_GOTO(warm_up(&runners[m], &p, &meter, error));
     for (uint32_t r = 0; r < p.runs; r++)
         for (uint32_t m = 0; m < n_models; m++) NIB_TRY_GOTO(run_round(&runners[m], &p, &meter, error));
+    out->busy_others = nib_cpu_busy_others(&busy);
     NIB_TRY_GOTO(summarise(runners, n_models, &p, out, error));
 fail:
     for (uint32_t m = 0; runners != NULL && m < n_models; m++) runner_fini(&runners[m]);

@@ -6,6 +6,7 @@
 #define NIB_FORMAT_IMPL_H
 
 #include "base/half.h"
+#include "cpu/at_level.h"
 #include "nibble/format.h"
 
 /* How the deployed path rounds activations before multiplying with the format, as llama.cpp does (its "vec_dot type"). */
@@ -48,14 +49,6 @@ typedef struct nib_format_set {
     const nib_format *items;
     size_t n;
 } nib_format_set;
-
-#define NIB_PASTE_(a, b) a##b
-#define NIB_PASTE(a, b)  NIB_PASTE_(a, b)
-#ifndef NIB_LEVEL
-#define NIB_LEVEL portable
-#endif
-/* A symbol of this level: NIB_AT_LEVEL(nib_formats_q4_k_) -> nib_formats_q4_k_avx2 */
-#define NIB_AT_LEVEL(prefix) NIB_PASTE(prefix, NIB_LEVEL)
 
 /* Ends a format's file: NIB_FORMATS(q4_k, { .facts = {...}, .encode = encode, ... }) */
 #define NIB_FORMATS(file, ...)                                       \

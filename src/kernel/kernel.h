@@ -34,6 +34,29 @@ size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_w
 void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens, const nib_product *products,
                 uint32_t n_products, void *scratch);
 
+/* What weights of a format are when the deployed path multiplies them with many tokens. */
+typedef enum nib_multiply {
+    NIB_MULTIPLY_INT8,
+    NIB_MULTIPLY_BF16,
+    NIB_MULTIPLY_F32,
+    NIB_MULTIPLY_KINDS,
+} nib_multiply;
+nib_multiply nib_multiply_of(const nib_format *format);
+
+/* Experts of a batch of tokens: see nib_op_experts. All memory but the weights is the caller's. */
+typedef struct nib_expert_work {
+    nib_matrix gate, up, down; /* of expert 0; the others follow it */
+    uint32_t n_experts, n_used, n_tokens;
+    const float *x, *logits; /* (n_tokens, gate.n_cols), (n_tokens, n_experts) */
+    void *routes;            /* (n_tokens, nib_experts_route_words) words of 32 bits */
+    float *in;               /* (n_tokens, gate.n_cols), its own */
+    float *gates, *ups;      /* (n_tokens * n_used, gate.n_rows), its own */
+    float *out;              /* (n_tokens, down.n_rows); down.n_rows = gate.n_cols */
+} nib_expert_work;
+size_t nib_experts_route_words(uint32_t n_experts, uint32_t n_used);
+/* scratch: as for nib_linear with n_tokens. */
+void nib_experts(nib_pool *pool, nib_path path, const nib_expert_work *work, void *scratch);
+
 /* Decodes rows of an embedding: out (n, weight.n_cols). */
 void nib_embed_rows(nib_pool *pool, const nib_matrix *weight, const int32_t *ids, uint32_t n, float *out);
 

@@ -128,11 +128,11 @@ static inline size_t nib_row_block_bytes(nib_route route) {
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
 enum {
-    NIB_KV_TILE = 32,       /* positions that are stored together */
-    NIB_KV_GROUP = 32,      /* q8_0: dimensions that share a scale */
+    NIB_KV_TILE = 32,             /* positions that are stored together */
+    NIB_KV_GROUP = 32,            /* q8_0: dimensions that share a scale */
     NIB_ATTEND_KEYS = NIB_KV_PAD, /* keys of one step */
-    NIB_ATTEND_PIECE = 512, /* keys of one piece: each has a softmax of its own, pieces are folded in order */
-    NIB_ATTEND_ROWS = 192,  /* query rows (token, head) that share a pass over the keys, at most */
+    NIB_ATTEND_PIECE = 512,       /* keys of one piece: each has a softmax of its own, pieces are folded in order */
+    NIB_ATTEND_ROWS = 192,        /* query rows (token, head) that share a pass over the keys, at most */
 };
 
 /* Bytes of one position's key, or value, of one head. */

@@ -41,9 +41,9 @@ typedef struct work {
     row_states piece, all; /* of the piece being read; of those before it */
     float *q;              /* floats: (rows, padded), times the scale of the scores */
     int32_t *q_pairs;      /* integers: (rows, pairs) */
-    float *q_scale;        /* (rows) what one unit of q_pairs times one of key_pairs is worth, but for the key's scale */
-    float *scores;         /* (6, 64), which become weights */
-    float *scaled;         /* q8_0: (4, 64) weights times scales of the values */
+    float *q_scale; /* (rows) what one unit of q_pairs times one of key_pairs is worth, but for the key's scale */
+    float *scores;  /* (6, 64), which become weights */
+    float *scaled;  /* q8_0: (4, 64) weights times scales of the values */
     /* The block in integers. */
     int32_t *key_pairs;             /* (2 tiles, pairs, 32) */
     int32_t *value_pairs;           /* (32 pairs of positions, padded) */
@@ -128,20 +128,22 @@ NIB_INLINE void ask_for(const char *at, size_t n) {
 /* Scores of some rows against a block's 64 keys; those past the last position are garbage that nobody sees. */
 NIB_INLINE void score_rows(nib_kv_type type, int rows, const nib_attend_task *task, const work *w, const char *tiles,
                            size_t row) {
-    const size_t n = task->head_dim, tile_bytes = kv_tile_bytes(type, n), group = type == NIB_KV_TYPE_Q8_0 ? KV_GROUP : n;
+    const size_t n = task->head_dim, tile_bytes = kv_tile_bytes(type, n),
+                 group = type == NIB_KV_TYPE_Q8_0 ? KV_GROUP : n;
     const int vectors = tile_vectors(rows);
     const size_t step = 2 * tile_bytes / n / (KEYS / 16 / (size_t)vectors);
     const char *next = tiles + (row ? 0 : 2 * tile_bytes); /* asked for once; the block at hand is there already */
     for (size_t begin = 0; begin < n; begin += group)
         for (int at = 0; at < KEYS / 16; at += vectors) {
             vf sum[FLOAT_ROWS][4];
-            NIB_UNROLL for (int r = 0; r < rows; r++) NIB_UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = vf_zero();
+            NIB_UNROLL for (int r = 0; r < rows; r++) NIB_UNROLL for (int v = 0; v < vectors; v++) sum[r][v] =
+                vf_zero();
             const float *q = w->q + row * w->padded;
             for (size_t d = begin; d < begin + group; d++, next += step) {
                 vf key[4];
                 ask_for(next, step);
-                NIB_UNROLL for (int v = 0; v < vectors; v++)
-                    key[v] = kv_keys(type, tiles + (size_t)((at + v) / 2) * tile_bytes, d, (size_t)(at + v) % 2 * 16);
+                NIB_UNROLL for (int v = 0; v < vectors; v++) key[v] =
+                    kv_keys(type, tiles + (size_t)((at + v) / 2) * tile_bytes, d, (size_t)(at + v) % 2 * 16);
                 NIB_UNROLL for (int r = 0; r < rows; r++) {
                     const vf x = vf_splat(q[(size_t)r * w->padded + d]);
                     NIB_UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = vf_fma(key[v], x, sum[r][v]);
@@ -150,8 +152,8 @@ NIB_INLINE void score_rows(nib_kv_type type, int rows, const nib_attend_task *ta
             NIB_UNROLL for (int v = 0; v < vectors; v++) {
                 vf scale = vf_splat(1);
                 if (type == NIB_KV_TYPE_Q8_0)
-                    scale = vf_from_f16(kv_scales(tiles + (size_t)((at + v) / 2) * tile_bytes, begin) +
-                                        (at + v) % 2 * 16);
+                    scale =
+                        vf_from_f16(kv_scales(tiles + (size_t)((at + v) / 2) * tile_bytes, begin) + (at + v) % 2 * 16);
                 NIB_UNROLL for (int r = 0; r < rows; r++) {
                     float *to = w->scores + r * KEYS + 16 * (at + v);
                     if (type != NIB_KV_TYPE_Q8_0)
@@ -203,7 +205,8 @@ NIB_INLINE void add_values(nib_kv_type type, int rows, int vectors, const nib_at
         for (size_t i = 0; i < n; i++, next += row_bytes) {
             vf value[4];
             ask_for(next, width);
-            NIB_UNROLL for (int v = 0; v < vectors; v++) value[v] = kv_values(type, tiles, padded, i, d + 16 * (size_t)v);
+            NIB_UNROLL for (int v = 0; v < vectors; v++) value[v] =
+                kv_values(type, tiles, padded, i, d + 16 * (size_t)v);
             NIB_UNROLL for (int r = 0; r < rows; r++) {
                 const vf p = vf_splat(weights[(size_t)r * KEYS + first + i]);
                 NIB_UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = vf_fma(value[v], p, sum[r][v]);
@@ -254,7 +257,8 @@ NIB_INLINE void step_rows(nib_kv_type type, int rows, const nib_attend_task *tas
         add_values(type, rows, 1, task, w, task->values + at, end, w->scores, row, d, rescale);
 }
 
-NIB_INLINE void step_of_type(nib_kv_type type, const nib_attend_task *task, const work *w, size_t first, size_t n_keys) {
+NIB_INLINE void step_of_type(nib_kv_type type, const nib_attend_task *task, const work *w, size_t first,
+                             size_t n_keys) {
     size_t row = 0;
     for (; row + 4 <= w->n_rows; row += 4) step_rows(type, 4, task, w, first, n_keys, row);
     if (row + 2 <= w->n_rows) {
@@ -387,7 +391,8 @@ static vf exp_of_negative(vf x) {
 /* sum[row][v] = sum over k of a[row][k] . b[k][16 v ..], pairs of integers. */
 NIB_INLINE void dot_tile(int rows, const int32_t *a, size_t a_stride, const int32_t *b, size_t b_stride, size_t n,
                          vi sum[NIB_SUB_COLUMNS][NIB_SUB_VECTORS]) {
-    NIB_UNROLL for (int r = 0; r < rows; r++) NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++) sum[r][v] = vi_splat(0);
+    NIB_UNROLL for (int r = 0; r < rows; r++) NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++) sum[r][v] =
+        vi_splat(0);
     for (size_t k = 0; k < n; k++, a++, b += b_stride) {
         vi right[NIB_SUB_VECTORS];
         NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++) right[v] = vi_load(b + 16 * v);
@@ -404,7 +409,8 @@ static void score_tile(const work *w, size_t row) {
     for (int key = 0; key < KEYS; key += 16 * NIB_SUB_VECTORS)
         for (int r = 0; r < TILE_ROWS; r += NIB_SUB_COLUMNS) {
             dot_tile(NIB_SUB_COLUMNS, w->q_pairs + (row + (size_t)r) * w->pairs, w->pairs,
-                     w->key_pairs + (size_t)(key / KV_TILE) * w->pairs * KV_TILE + key % KV_TILE, KV_TILE, w->pairs, sum);
+                     w->key_pairs + (size_t)(key / KV_TILE) * w->pairs * KV_TILE + key % KV_TILE, KV_TILE, w->pairs,
+                     sum);
             NIB_UNROLL for (int i = 0; i < NIB_SUB_COLUMNS; i++) NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++)
                 vf_store(w->scores + (r + i) * KEYS + key + 16 * v,
                          vf_mul(vi_to_f(sum[i][v]), vf_load(w->key_scale + key + 16 * v)));
@@ -459,14 +465,13 @@ static void add_tile(const work *w, size_t row, size_t n_pairs, const row_factor
     vi sum[NIB_SUB_COLUMNS][NIB_SUB_VECTORS];
     for (size_t d = 0; d < w->padded; d += 16 * NIB_SUB_VECTORS)
         for (int r = 0; r < TILE_ROWS; r += NIB_SUB_COLUMNS) {
-            dot_tile(NIB_SUB_COLUMNS, w->weight_pairs + r * (KEYS / 2), KEYS / 2, w->value_pairs + d, w->padded, n_pairs,
-                     sum);
+            dot_tile(NIB_SUB_COLUMNS, w->weight_pairs + r * (KEYS / 2), KEYS / 2, w->value_pairs + d, w->padded,
+                     n_pairs, sum);
             NIB_UNROLL for (int i = 0; i < NIB_SUB_COLUMNS; i++) {
                 float *out = w->piece.out + (row + (size_t)(r + i)) * w->padded + d;
                 const vf earlier = vf_splat(factors[r + i].earlier), now = vf_splat(factors[r + i].now);
                 NIB_UNROLL for (int v = 0; v < NIB_SUB_VECTORS; v++)
-                    vf_store(out + 16 * v,
-                             vf_fma(vf_load(out + 16 * v), earlier, vf_mul(vi_to_f(sum[i][v]), now)));
+                    vf_store(out + 16 * v, vf_fma(vf_load(out + 16 * v), earlier, vf_mul(vi_to_f(sum[i][v]), now)));
             }
         }
 }
@@ -510,7 +515,8 @@ static void fold_row(float *out, float *most, float *total, const float *next, f
     float factors[16] = {*most - new_most, next_most - new_most};
     vf_store(factors, vf_exp(vf_load(factors)));
     const vf a = vf_splat(factors[0]), b = vf_splat(factors[1]);
-    for (size_t d = 0; d < padded; d += 16) vf_store(out + d, vf_fma(vf_load(out + d), a, vf_mul(vf_load(next + d), b)));
+    for (size_t d = 0; d < padded; d += 16)
+        vf_store(out + d, vf_fma(vf_load(out + d), a, vf_mul(vf_load(next + d), b)));
     *most = new_most;
     *total = *total * factors[0] + next_total * factors[1];
 }

@@ -4,6 +4,7 @@
 #include "cpu/cpu.h"
 #include "format/format.h"
 #include "kernel/level.h"
+#include "nibble/kernel.h"
 
 /* The three tables of one level. */
 typedef struct linear_kernels {
@@ -77,6 +78,39 @@ static nib_route route_of(const linear_job *job, const nib_format *format, nib_a
         return NIB_ROUTE_F32;
     if (format->activation == NIB_ACT_Q8_32) return NIB_ROUTE_INT_32;
     return format->activation == NIB_ACT_Q8_256 ? NIB_ROUTE_INT_256 : NIB_ROUTE_F32;
+}
+
+nib_multiply nib_multiply_of(const nib_format *format) {
+    nib_activation rounding;
+    const linear_job many = {
+        .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
+    switch (route_of(&many, nib_format_fast(format), &rounding)) {
+    case NIB_ROUTE_INT_32:
+    case NIB_ROUTE_INT_256:
+        return NIB_MULTIPLY_INT8;
+    case NIB_ROUTE_BF16:
+        return NIB_MULTIPLY_BF16;
+    case NIB_ROUTE_F32:
+        break;
+    }
+    return NIB_MULTIPLY_F32;
+}
+
+nib_format_kernels nib_format_kernels_of(const nib_format *format) {
+    nib_activation rounding;
+    const linear_job many = {
+        .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
+    switch (route_of(&many, nib_format_fast(format), &rounding)) {
+    case NIB_ROUTE_INT_32:
+        return (nib_format_kernels){"8-bit panels, activations rounded to 8 bits per 32", "8-bit rows"};
+    case NIB_ROUTE_INT_256:
+        return (nib_format_kernels){"8-bit panels, activations rounded to 8 bits per 256", "8-bit rows"};
+    case NIB_ROUTE_BF16:
+        return (nib_format_kernels){"bf16 panels", "rows of floats"};
+    case NIB_ROUTE_F32:
+        break;
+    }
+    return (nib_format_kernels){"panels of floats", "rows of floats"};
 }
 
 /* Does the product go the way that the job runs now? */

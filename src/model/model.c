@@ -65,13 +65,13 @@ static void shape_text(char *out, size_t n_bytes, const uint64_t *ne, uint32_t n
 
 static nib_status check_shape(const nib_model *model, const nib_tensor *tensor, const nib_tensor_row *row,
                               nib_error *error) {
-    const uint64_t want[4] = {nib_dim_of(&model->graph.hyper, row->cols), nib_dim_of(&model->graph.hyper, row->rows), 1,
-                              1};
+    const nib_hyper *h = &model->graph.hyper;
+    const uint64_t want[4] = {nib_dim_of(h, row->cols), nib_dim_of(h, row->rows), nib_dim_of(h, row->stack), 1};
     const nib_format_facts *facts = nib_format_facts_of(tensor->format);
     const char *path = nib_gguf_path(model->gguf);
     if (memcmp(want, tensor->ne, sizeof want) != 0) {
         char wanted[64], found[96];
-        shape_text(wanted, sizeof wanted, want, row->rows == NIB_DIM_NONE ? 1 : 2);
+        shape_text(wanted, sizeof wanted, want, row->rows == NIB_DIM_NONE ? 1 : row->stack == NIB_DIM_NONE ? 2 : 3);
         shape_text(found, sizeof found, tensor->ne, tensor->n_dims);
         nib_fail_at(error, NIB_ERR_CORRUPT, path, tensor->info_offset, tensor->name,
                     "tensor %s has the shape %s, expected %s", tensor->name, found, wanted);
@@ -100,6 +100,7 @@ static nib_status bind_tensor(nib_model *model, const nib_tensor_row *row, uint3
         NIB_TRY(check_shape(model, tensor, row, error));
         handle = model->n_weights++;
         model->tensors[handle] = tensor;
+        model->weights[handle].n_stack = (uint32_t)tensor->ne[2];
         model->weights[handle].matrix = (nib_matrix){
             .format = tensor->format,
             .data = tensor->data,
@@ -219,6 +220,9 @@ static void set_facts(nib_model *model) {
         .n_head_kv = h->n_head_kv,
         .head_dim = h->head_dim,
         .n_ff = h->n_ff,
+        .n_expert = h->n_expert,
+        .n_expert_used = h->n_expert_used,
+        .n_ff_expert = h->n_ff_expert,
     };
     for (uint64_t i = 0; i < nib_gguf_n_tensors(model->gguf); i++) {
         const nib_tensor *tensor = nib_gguf_tensor_at(model->gguf, i);

@@ -31,6 +31,9 @@ static const nib_random_preset presets[] = {
      "layers=28,embd=1024,ff=3072,heads=16,kv=8,head=128,vocab=151936,ctx=40960,rope=1000000,eps=1e-6,tied=1"},
     {"qwen3", "4b",
      "layers=36,embd=2560,ff=9728,heads=32,kv=8,head=128,vocab=151936,ctx=40960,rope=1000000,eps=1e-6,tied=1"},
+    {"qwen3moe", "30b-a3b",
+     "layers=48,embd=2048,ff=6144,heads=32,kv=4,head=128,experts=128,used=8,expert_ff=768,vocab=151936,ctx=40960,"
+     "rope=1000000,eps=1e-6,tied=0"},
 };
 
 /* What a shape is where the caller says nothing; rows an architecture does not have are passed over. */
@@ -47,16 +50,27 @@ static const struct {
     {"attention.layer_norm_rms_epsilon", 1e-6},
     {"attention.layer_norm_epsilon", 1e-5},
     {"vocab_size", 4096},
+    {"expert_count", 8}, /* of architectures with experts */
+    {"expert_used_count", 2},
+    {"expert_feed_forward_length", 128},
 };
 
 static const struct {
     const char *name, *key;
 } short_names[] = {
-    {"layers", "block_count"},         {"ctx", "context_length"},
-    {"embd", "embedding_length"},      {"ff", "feed_forward_length"},
-    {"heads", "attention.head_count"}, {"kv", "attention.head_count_kv"},
-    {"head", "attention.key_length"},  {"vocab", "vocab_size"},
-    {"rope", "rope.freq_base"},        {"eps", "attention.layer_norm_rms_epsilon"},
+    {"layers", "block_count"},
+    {"ctx", "context_length"},
+    {"embd", "embedding_length"},
+    {"ff", "feed_forward_length"},
+    {"heads", "attention.head_count"},
+    {"kv", "attention.head_count_kv"},
+    {"head", "attention.key_length"},
+    {"vocab", "vocab_size"},
+    {"rope", "rope.freq_base"},
+    {"eps", "attention.layer_norm_rms_epsilon"},
+    {"experts", "expert_count"},
+    {"used", "expert_used_count"},
+    {"expert_ff", "expert_feed_forward_length"},
 };
 
 /* Optional tensors that models of an architecture have all the same. */
@@ -101,7 +115,8 @@ static nib_status unknown_item(const shape *s, const char *item, nib_error *erro
     }
     nib_fail(error, NIB_ERR_USAGE, "'%s' is not part of a shape of %s", item, s->arch->name);
     return nib_hint(error, NIB_ERR_USAGE,
-                    "%slayers=, embd=, ff=, heads=, kv=, head=, vocab=, ctx=, rope=, eps=, tied=", list);
+                    "%slayers=, embd=, ff=, heads=, kv=, head=, vocab=, ctx=, rope=, eps=, tied=%s", list,
+                    s->arch->has_experts ? ", experts=, used=, expert_ff=" : "");
 }
 
 /* Row of the hyper table; n_hyper if it has none of this key. */
@@ -170,6 +185,7 @@ static nib_status read_spec(const char *spec, shape *s, nib_error *error) {
     for (size_t i = 0; i < NIB_COUNT(defaults); i++) {
         const uint32_t row = find_row(s->arch, defaults[i].key);
         if (row == s->arch->n_hyper || row >= MOST_HYPER) continue;
+        if (!s->arch->has_experts && strncmp(defaults[i].key, "expert", 6) == 0) continue;
         s->values[row] = defaults[i].value;
         s->known[row] = true;
     }
@@ -288,7 +304,8 @@ static bool is_wanted(const maker *m, const nib_tensor_row *row) {
 
 static void set_distribution(const maker *m, random_tensor *t) {
     const char *role = nib_tensor_role(t->name, NULL);
-    const bool adds_to_stream = strcmp(role, "attn_output") == 0 || strcmp(role, "ffn_down") == 0;
+    const bool adds_to_stream =
+        strcmp(role, "attn_output") == 0 || strcmp(role, "ffn_down") == 0 || strcmp(role, "experts_down") == 0;
     t->kind = strstr(role, "norm") != NULL      ? RANDOM_NORM
               : strcmp(role, "rope_freqs") == 0 ? RANDOM_ONES
               : t->ne[1] > 1                    ? RANDOM_MATRIX
@@ -306,11 +323,13 @@ static nib_status add_tensor(maker *m, const nib_tensor_row *row, uint32_t layer
         snprintf(t->name, sizeof t->name, "%s", row->name);
     t->ne[0] = nib_dim_of(&m->hyper, row->cols);
     t->ne[1] = nib_dim_of(&m->hyper, row->rows);
-    t->ne[2] = t->ne[3] = 1;
-    t->format = row->rows == NIB_DIM_NONE ? nib_format_find("f32") : matrix_format(m);
+    t->ne[2] = nib_dim_of(&m->hyper, row->stack);
+    t->ne[3] = 1;
+    /* Vectors and routers are f32 in every published model. */
+    t->format = row->rows == NIB_DIM_NONE || row->rows == NIB_DIM_EXPERTS ? nib_format_find("f32") : matrix_format(m);
     if (t->ne[0] == 0 || t->ne[1] == 0) return nib_fail(m->error, NIB_ERR_USAGE, "tensor %s would be empty", t->name);
     set_distribution(m, t);
-    if (!nib_mul_u64(t->ne[0], t->ne[1], &t->n_elements) ||
+    if (!nib_mul_u64(t->ne[0], t->ne[1], &t->n_elements) || !nib_mul_u64(t->n_elements, t->ne[2], &t->n_elements) ||
         !nib_mul_u64(t->n_elements, nib_format_facts_of(t->format)->bytes, &t->n_bytes) ||
         !nib_add_u64(*offset, t->n_bytes, &m->n_bytes) || m->n_bytes > INT64_MAX / 2)
         return nib_fail(m->error, NIB_ERR_USAGE, "tensor %s would be larger than any file", t->name);

@@ -45,8 +45,9 @@ typedef struct layout {
     uint64_t n_macs;
 } layout;
 
-/* One token through everything: what it multiplies, and how wide the arena must be. */
-static nib_status measure(const nib_model *model, nib_op_measure *out, nib_error *error) {
+/* One token through everything: what it multiplies, and how wide the arena must be. body: the same without the head; may
+ * be NULL. */
+static nib_status measure(const nib_model *model, nib_op_measure *out, nib_op_measure *body, nib_error *error) {
     static const int32_t id = 0;
     static const uint32_t zero = 0;
     const nib_attend_segment segment = {.n = 1};
@@ -61,6 +62,7 @@ static nib_status measure(const nib_model *model, nib_op_measure *out, nib_error
     nib_op_measure_init(out, model->weights, model->n_weights);
     nib_op_begin(&out->base, &batch);
     const nib_value hidden = nib_arch_forward(model->arch, &out->base, &model->graph);
+    if (body != NULL) *body = *out;
     const nib_value logits = nib_op_outside(&out->base, NULL, 1, h->n_vocab);
     model->arch->head(&out->base, &model->graph, hidden, logits);
     return nib_op_status(&out->base, error);
@@ -92,13 +94,13 @@ static nib_status plan_layout(const nib_model *model, const nib_session_params *
     out->n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_BATCH;
     if (out->n_batch > MAX_BATCH) out->n_batch = MAX_BATCH;
     if (out->n_batch > n_positions) out->n_batch = (uint32_t)n_positions;
-    NIB_TRY(measure(model, &measured, error));
-    out->n_macs = measured.n_macs;
+    NIB_TRY(measure(model, &measured, NULL, error));
+    for (int i = 0; i < NIB_MULTIPLY_KINDS; i++) out->n_macs += measured.n_macs[i];
     /* Checked with heads and contexts padded and four bytes a value, so that nib_kv_bytes cannot overflow either. */
     uint64_t bytes;
     const uint64_t per_position = nib_kv_position_bytes(NIB_KV_TYPE_F32, h->head_dim) * h->n_head_kv;
-    if (!nib_mul_u64(nib_round_up(out->n_ctx, NIB_KV_PAD) * out->n_seq, per_position, &bytes) || !nib_mul_u64(bytes, 2 * (uint64_t)h->n_layer, &bytes) ||
-        bytes > SIZE_MAX / 2) {
+    if (!nib_mul_u64(nib_round_up(out->n_ctx, NIB_KV_PAD) * out->n_seq, per_position, &bytes) ||
+        !nib_mul_u64(bytes, 2 * (uint64_t)h->n_layer, &bytes) || bytes > SIZE_MAX / 2) {
         nib_fail(error, NIB_ERR_MEMORY, "a cache of %llu positions does not fit any memory",
                  (unsigned long long)n_positions);
         return nib_hint(error, NIB_ERR_MEMORY, "ask for a shorter context or fewer sequences");
@@ -110,6 +112,25 @@ static nib_status plan_layout(const nib_model *model, const nib_session_params *
     const uint64_t linear = nib_linear_scratch_bytes(measured.max_linear_cols, out->n_batch, n_workers);
     const uint64_t attend = nib_attend_scratch_bytes(out->n_ctx, out->n_batch, h->n_head, h->head_dim, n_workers);
     out->scratch_bytes = linear > attend ? linear : attend;
+    return NIB_OK;
+}
+
+static nib_token_cost cost_of(const nib_op_measure *measured) {
+    return (nib_token_cost){.int8_macs = measured->n_macs[NIB_MULTIPLY_INT8],
+                            .bf16_macs = measured->n_macs[NIB_MULTIPLY_BF16],
+                            .f32_macs = measured->n_macs[NIB_MULTIPLY_F32],
+                            .weight_bytes = measured->n_weight_bytes};
+}
+
+nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *body, nib_token_cost *head, nib_error *error) {
+    nib_op_measure whole, layers;
+    NIB_TRY(measure(model, &whole, &layers, error));
+    *body = cost_of(&layers);
+    *head = cost_of(&whole);
+    head->int8_macs -= body->int8_macs;
+    head->bf16_macs -= body->bf16_macs;
+    head->f32_macs -= body->f32_macs;
+    head->weight_bytes -= body->weight_bytes;
     return NIB_OK;
 }
 
@@ -149,8 +170,8 @@ static nib_status take_memory(nib_session *session, const layout *plan, nib_erro
     }
     for (uint32_t i = 0; i < h->n_layer; i++) {
         nib_kv_layer *layer = &session->layers[i];
-        *layer = (nib_kv_layer){
-            .type = plan->kv, .n_ctx = plan->n_ctx, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim};
+        *layer =
+            (nib_kv_layer){.type = plan->kv, .n_ctx = plan->n_ctx, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim};
         layer->keys = nib_alloc_aligned(plan->layer_bytes);
         layer->values = nib_alloc_aligned(plan->layer_bytes);
         if (layer->keys != NULL && layer->values != NULL) continue;

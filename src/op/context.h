@@ -18,6 +18,7 @@
 /* A weight as operations see it. */
 typedef struct nib_op_weight {
     nib_matrix matrix;   /* file layout; a vector is a matrix of one row */
+    uint32_t n_stack;    /* matrices of this shape one after the other */
     const float *vector; /* (matrix.n_cols) decoded; vectors only, else NULL */
 } nib_op_weight;
 
@@ -46,6 +47,15 @@ typedef struct nib_op_product {
     const nib_op_slot *out;
 } nib_op_product;
 
+/* Experts and their room. */
+typedef struct nib_op_experts_work {
+    const nib_op_weight *gate, *up, *down;
+    uint32_t n_used;
+    const nib_op_slot *routes;      /* (n_rows, nib_experts_route_words) */
+    const nib_op_slot *in;          /* (n_rows, n_cols of x) */
+    const nib_op_slot *gates, *ups; /* (n_rows, n_used * rows of gate) */
+} nib_op_experts_work;
+
 /* What a kind does with each operation, after handles and shapes were checked. Values without rows never get here. */
 typedef struct nib_op_kind {
     void (*embed)(nib_op_context *context, const nib_op_weight *weight, const nib_op_slot *out);
@@ -56,6 +66,8 @@ typedef struct nib_op_kind {
     void (*rope)(nib_op_context *context, const nib_op_slot *x, const nib_rope *rope, uint32_t head_dim);
     void (*attend)(nib_op_context *context, uint32_t layer, const nib_op_slot *q, const nib_op_slot *k,
                    const nib_op_slot *v, uint32_t n_head, float scale, uint32_t window, const nib_op_slot *out);
+    void (*experts)(nib_op_context *context, const nib_op_slot *x, const nib_op_slot *logits,
+                    const nib_op_experts_work *experts, const nib_op_slot *out);
     void (*swiglu)(nib_op_context *context, const nib_op_slot *gate, const nib_op_slot *up);
     void (*add)(nib_op_context *context, const nib_op_slot *x, const nib_op_slot *y);
     void (*keep_wanted)(nib_op_context *context, const nib_op_slot *x);
@@ -118,9 +130,10 @@ void nib_op_run_init(nib_op_run *run, const nib_op_run_params *params);
 /* ---- Measuring -------------------------------------------------------------------------------------------------------- */
 
 typedef struct nib_op_measure {
-    nib_op_context base;      /* base.peak_cols: width of the arena a run needs */
-    uint32_t max_linear_cols; /* widest input of a product */
-    uint64_t n_macs;          /* multiply-adds of all products */
+    nib_op_context base;                 /* base.peak_cols: width of the arena a run needs */
+    uint32_t max_linear_cols;            /* widest input of a product */
+    uint64_t n_macs[NIB_MULTIPLY_KINDS]; /* multiply-adds of all products, by what the deployed path multiplies */
+    uint64_t n_weight_bytes;             /* of their matrices; of experts as many as a token uses */
 } nib_op_measure;
 
 void nib_op_measure_init(nib_op_measure *measure, const nib_op_weight *weights, uint32_t n_weights);

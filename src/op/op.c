@@ -192,6 +192,43 @@ nib_value nib_op_attend(nib_op_context *context, uint32_t layer, nib_value q, ni
     return out;
 }
 
+/* A stack of n matrices of this shape. */
+static const nib_op_weight *stack_of(nib_op_context *context, nib_weight weight, uint32_t n, uint32_t n_cols,
+                                     uint32_t n_rows) {
+    const nib_op_weight *w = weight_of(context, "experts", weight);
+    if (w == NULL) return NULL;
+    if (w->n_stack == n && w->matrix.n_cols == n_cols && w->matrix.n_rows == n_rows) return w;
+    fail(context, "experts", "stacks of matrices that do not fit together");
+    return NULL;
+}
+
+nib_value nib_op_experts(nib_op_context *context, nib_value x, nib_value logits, const nib_expert_stacks *experts) {
+    const nib_op_slot *in = ok(context) ? slot_of(context, "experts", x) : NULL;
+    const nib_op_slot *scores = in != NULL ? slot_of(context, "experts", logits) : NULL;
+    const nib_op_weight *gate = scores != NULL ? weight_of(context, "experts", experts->gate) : NULL;
+    if (gate == NULL) return NIB_NO_VALUE;
+    const uint32_t n = scores->n_cols, n_embd = in->n_cols, n_ff = gate->matrix.n_rows, n_used = experts->n_used;
+    nib_op_experts_work work = {.gate = stack_of(context, experts->gate, n, n_embd, n_ff),
+                                .up = stack_of(context, experts->up, n, n_embd, n_ff),
+                                .down = stack_of(context, experts->down, n, n_ff, n_embd),
+                                .n_used = n_used};
+    if (scores->n_rows != in->n_rows || n_used == 0 || n_used > n || n_used > UINT32_MAX / 2 / n_ff)
+        fail(context, "experts", "scores of other rows, or more experts than there are");
+    const uint32_t n_rows = in->n_rows;
+    nib_value room[5] = {NIB_NO_VALUE, NIB_NO_VALUE, NIB_NO_VALUE, NIB_NO_VALUE, NIB_NO_VALUE};
+    const uint32_t cols[5] = {n_embd, (uint32_t)nib_experts_route_words(n, n_used), n_embd, n_used * n_ff,
+                              n_used * n_ff};
+    for (int i = 0; i < 5 && ok(context); i++) room[i] = new_value(context, "experts", n_rows, cols[i]);
+    if (!ok(context)) return NIB_NO_VALUE;
+    work.routes = &context->slots[room[1]];
+    work.in = &context->slots[room[2]];
+    work.gates = &context->slots[room[3]];
+    work.ups = &context->slots[room[4]];
+    if (n_rows > 0) context->kind->experts(context, in, scores, &work, &context->slots[room[0]]);
+    for (int i = 1; i < 5; i++) nib_op_free(context, room[i]);
+    return room[0];
+}
+
 /* Two values of one shape, or NULL in both. */
 static bool pair_of(nib_op_context *context, const char *op, nib_value x, nib_value y, const nib_op_slot **a,
                     const nib_op_slot **b) {

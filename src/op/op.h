@@ -48,6 +48,14 @@ void nib_op_rope(nib_op_context *context, nib_value x, const nib_rope *rope, uin
  * included; 0 = all before it. */
 nib_value nib_op_attend(nib_op_context *context, uint32_t layer, nib_value q, nib_value k, nib_value v, uint32_t n_head,
                         float scale, uint32_t window);
+/* Stacks of feed-forward networks, one per expert. */
+typedef struct nib_expert_stacks {
+    nib_weight gate, up, down; /* stacks of n_experts matrices */
+    uint32_t n_used;           /* experts of a token */
+} nib_expert_stacks;
+/* A new value: sum over a token's n_used experts e of the largest probability p_e of p_e / (their sum) *
+ * down_e(silu(gate_e x) * up_e x), p the softmax of the router's logits (n_rows, n_experts). Of equals the first. */
+nib_value nib_op_experts(nib_op_context *context, nib_value x, nib_value logits, const nib_expert_stacks *experts);
 /* silu(gate) * up, into gate. */
 void nib_op_swiglu(nib_op_context *context, nib_value gate, nib_value up);
 /* x += y */

@@ -48,6 +48,27 @@ static void run_attend(nib_op_context *context, uint32_t layer, const nib_op_slo
                run->scratch);
 }
 
+static void run_experts(nib_op_context *context, const nib_op_slot *x, const nib_op_slot *logits,
+                        const nib_op_experts_work *experts, const nib_op_slot *out) {
+    nib_op_run *run = run_of(context);
+    const nib_expert_work work = {
+        .gate = experts->gate->matrix,
+        .up = experts->up->matrix,
+        .down = experts->down->matrix,
+        .n_experts = logits->n_cols,
+        .n_used = experts->n_used,
+        .n_tokens = x->n_rows,
+        .x = x->data,
+        .logits = logits->data,
+        .routes = experts->routes->data,
+        .in = experts->in->data,
+        .gates = experts->gates->data,
+        .ups = experts->ups->data,
+        .out = out->data,
+    };
+    nib_experts(run->pool, run->path, &work, run->scratch);
+}
+
 static void run_swiglu(nib_op_context *context, const nib_op_slot *gate, const nib_op_slot *up) {
     nib_swiglu_rows(run_of(context)->pool, gate->data, up->data, (size_t)gate->n_rows * gate->n_cols, gate->data);
 }
@@ -72,6 +93,7 @@ static const nib_op_kind run_kind = {
     .linears = run_linears,
     .rope = run_rope,
     .attend = run_attend,
+    .experts = run_experts,
     .swiglu = run_swiglu,
     .add = run_add,
     .keep_wanted = run_keep_wanted,

@@ -263,7 +263,8 @@ static void write_method(nib_string *out, const nib_study *study) {
     if (study->bench.n > 0)
         factf(out, "Speed",
               "%u threads, up to %u runs of each test, rounds interleaved over the levels; memory reads at %.1f GB/s.",
-              study->bench.results[0].threads, study->bench.results[0].n_runs, study->bench.read_bytes_per_s / 1e9);
+              study->bench.results[0].threads, study->bench.results[0].n_runs,
+              study->bench.ceilings.read_bytes_per_s / 1e9);
     factf(out, "Machine", "%s, %u cores, instruction set %s", nib_cpu_name(), nib_cpu_cores(), nib_cpu_level());
     factf(out, "Took", "%s, at most %s of memory beyond the mapped files", nib_text_of_seconds(a, study->seconds),
           nib_text_of_bytes(b, (double)study->peak_anonymous_bytes));

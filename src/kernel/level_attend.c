@@ -7,7 +7,7 @@
  * start at multiples of 64 positions, rows never mix, and what a row does not see changes nothing of it; so a row's result
  * does not depend on which rows share its block, nor on who computed the pieces.
  *
- * Two arithmetics, see level_attend.h and below:
+ * Two arithmetics:
  *     floats    f32 products straight from the cache, whatever is stored there: nothing is unpacked to memory, so few rows
  *               are bound by reading it
  *     integers  for many rows: 64 keys and values are rounded once for all rows to 16 bits with a scale per position, and

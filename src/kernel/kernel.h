@@ -112,9 +112,9 @@ size_t nib_attend_scratch_bytes(uint32_t n_ctx, uint32_t n_tokens, uint32_t n_he
 /* Causal attention over the cache, after nib_kv_store. q, out: (n_tokens, n_head, head_dim). Query head h reads kv head
  * h / (n_head / n_head_kv). window: positions a token sees, itself included; 0 = all before it.
  * Softmax in f32 with the maximum subtracted, by pieces of 512 positions that are folded in order. Products in f32 on the
- * exact path and for few queries, else in 16-bit integers, which round no coarser than f16 does. So a result does not
- * depend on threads or on which queries share a block; on the deployed path it depends, in the fifth digit, on whether
- * its sequence has few or many queries in the batch. */
+ * exact path and for few queries, else in 16-bit integers, whose error is about that of rounding the queries to f16. So a
+ * result does not depend on threads or on which queries share a block; on the deployed path it depends, within that
+ * error, on whether its sequence has few or many queries in the batch. */
 void nib_attend(nib_pool *pool, nib_path path, const nib_kv_layer *kv, const nib_attend_segment *segments,
                 uint32_t n_segments, const float *q, uint32_t n_head, float scale, uint32_t window, float *out,
                 void *scratch);

@@ -88,6 +88,14 @@ has_jq && equals "$(field '.models | length, (.[0].next | length)' | xargs)" "2 
 expect 0 generate demo demo -p "Once" -n 3; equals "$(grep -c '^== demo' "$out")" 2 headings
 expect 0 generate demo -p "Once" -n 8 --temp 1 --seed 3; cp "$out" "$work/g"
 expect 0 generate demo -p "Once" -n 8 --temp 1 --seed 3; cmp -s "$out" "$work/g" || fail "the same seed gives another text"
+expect 0 generate demo -p "Once upon a time" -n 12 --kv q8_0; cp "$out" "$work/g"
+expect 0 generate demo -p "Once upon a time" -n 12 --kv q8_0 -t 1; cmp -s "$out" "$work/g" || fail "the text depends on the threads"
+expect 2 generate demo -p "Once" --kv q4_0; stderr 'f16'
+expect 0 inspect demo --json; f16=$(field .memory.kv_per_token)
+expect 0 inspect demo --json --kv q8_0; equals "$(field .memory.kv_per_token)" $((f16 * 34 / 64)) 'bytes of a position in q8_0'
+expect 0 random llama:layers=1,embd=80,ff=96,heads=2,vocab=64 -o "$work/odd.gguf" -q
+expect 7 bench "$work/odd.gguf" -p 4 -n 0 -r 1 -q --kv q8_0; stderr '^error: .*heads'; stderr 'f16'
+expect 0 eval demo --chunks 2 -q --kv q8_0 --json; equals "$(field .kv)" q8_0 'the cache of eval'
 expect 2 generate demo; stderr 'no prompt'
 expect 2 generate demo -p ''; stderr '^error: '
 expect 0 chat demo -p "What is the capital of England?"; stdout '^The capital of England is London\.$'
@@ -99,6 +107,7 @@ equals $? 0 'exit code'; equals "$(cat "$out")" $'The capital of England is Lond
 
 # --- bench ---
 expect 0 bench demo -p 16 -n 4 -r 2 -q; stdout 'pp16'; stdout 'tg4'
+expect 0 bench demo -p 16 -n 4 -r 1 -q --kv q8_0; stdout 'q8_0'
 expect 0 bench demo -p 16 -n 0 -r 2 --json; json
 has_jq && equals "$(field '.schema, (.results | length), (.results[0].runs | length)' | xargs)" "nibble.bench/1 1 2" results
 expect 2 bench demo -p 0 -n 0

@@ -168,7 +168,8 @@ static void score_task(const nib_model *model, const char *questions_path, const
     assert_true(questions.n >= n);
     nib_questions part = questions;
     part.n = n;
-    if (nib_choice_score(model, true, pool, &part, NULL, &scores, &error) != NIB_OK) fail_msg("%s", error.message);
+    if (nib_choice_score(model, true, NIB_KV_F16, pool, &part, NULL, &scores, &error) != NIB_OK)
+        fail_msg("%s", error.message);
     against_table(&scores, &part, table, n, 1e-3);
     nib_choice_scores_fini(&scores);
     nib_questions_fini(&questions);
@@ -205,11 +206,12 @@ static void test_demo_accuracy(void **state) {
     nib_pool *pool = new_pool(2);
     if (nib_questions_read("demo", &questions, &error) != NIB_OK) fail_msg("%s", error.message);
     assert_int_equal(questions.n, 300);
-    if (nib_choice_score(*state, true, pool, &questions, NULL, &exact, &error) != NIB_OK) fail_msg("%s", error.message);
+    if (nib_choice_score(*state, true, NIB_KV_F16, pool, &questions, NULL, &exact, &error) != NIB_OK)
+        fail_msg("%s", error.message);
     assert_float_equal(exact.accuracy, 0.94, 1e-12);
     assert_float_equal(exact.accuracy_norm, 0.94, 1e-12);
     assert_float_equal(exact.accuracy_err, sqrt(0.94 * 0.06 / 299), 1e-12);
-    if (nib_choice_score(*state, false, pool, &questions, NULL, &deployed, &error) != NIB_OK)
+    if (nib_choice_score(*state, false, NIB_KV_F16, pool, &questions, NULL, &deployed, &error) != NIB_OK)
         fail_msg("%s", error.message);
     assert_float_equal(deployed.accuracy, 0.94, 0.01);
     assert_true(deployed.sums[0][0] != exact.sums[0][0]); /* another path */
@@ -228,12 +230,12 @@ static void test_packing_does_not_show(void **state) {
     assert_int_equal(nib_questions_read("demo", &questions, &error), NIB_OK);
     nib_questions part = questions;
     part.n = 40;
-    assert_int_equal(nib_choice_score(*state, true, pool, &part, NULL, &all, &error), NIB_OK);
+    assert_int_equal(nib_choice_score(*state, true, NIB_KV_F16, pool, &part, NULL, &all, &error), NIB_OK);
     for (uint32_t q = 0; q < part.n; q += 13) {
         nib_questions single = questions;
         single.items = questions.items + q;
         single.n = 1;
-        assert_int_equal(nib_choice_score(*state, true, NULL, &single, NULL, &one, &error), NIB_OK);
+        assert_int_equal(nib_choice_score(*state, true, NIB_KV_F16, NULL, &single, NULL, &one, &error), NIB_OK);
         for (uint32_t c = 0; c < single.items->n_choices; c++) assert_float_equal(one.sums[0][c], all.sums[q][c], 2e-5);
         assert_true(isnan(one.accuracy_err));
         nib_choice_scores_fini(&one);
@@ -255,7 +257,8 @@ static void test_long_prompt(void **state) {
     sprintf(at,
             "Question: What is the capital of England?\\nAnswer:\",\"choices\":[\"Paris\",\"London\"],\"answer\":1}");
     assert_int_equal(read_text(text, &q, &error), NIB_OK);
-    if (nib_choice_score(*state, false, NULL, &q, NULL, &scores, &error) != NIB_OK) fail_msg("%s", error.message);
+    if (nib_choice_score(*state, false, NIB_KV_F16, NULL, &q, NULL, &scores, &error) != NIB_OK)
+        fail_msg("%s", error.message);
     assert_true(isfinite(scores.sums[0][0]) && isfinite(scores.sums[0][1]));
     nib_choice_scores_fini(&scores);
     nib_questions_fini(&q);
@@ -264,7 +267,7 @@ static void test_long_prompt(void **state) {
     for (int i = 0; i < 3000; i++) at += sprintf(at, "dog %d ", i % 7);
     sprintf(at, "\"],\"answer\":1}");
     assert_int_equal(read_text(text, &q, &error), NIB_OK);
-    assert_int_equal(nib_choice_score(*state, false, NULL, &q, NULL, &scores, &error), NIB_ERR_USAGE);
+    assert_int_equal(nib_choice_score(*state, false, NIB_KV_F16, NULL, &q, NULL, &scores, &error), NIB_ERR_USAGE);
     nib_questions_fini(&q);
     free(text);
 }

@@ -425,92 +425,13 @@ static void check_not_finite(void) {
         }
 }
 
-/* ---- attention -------------------------------------------------------------------------------------------------- */
-
-static float as_cached(nib_path path, float x) {
-    return path == NIB_PATH_EXACT ? x : nib_f16_to_f32(nib_f32_to_f16(x));
-}
-
-/* Two sequences in one batch, then a second batch that continues both (one of them by a single token). */
-static void check_attention_of(nib_pool *pool, nib_path path, uint32_t n_head, uint32_t n_head_kv, uint32_t dim,
-                               float *keep) {
-    enum { SEQS = 2, CTX = 150 };
-    static const nib_attend_segment batches[2][SEQS] = {{{0, 0, 70, 0}, {1, 70, 33, 0}},
-                                                        {{1, 0, 1, 33}, {0, 1, 75, 70}}};
-    static const uint32_t lengths[2] = {103, 76};
-    const float scale = 1 / sqrtf((float)dim);
-    const size_t kv_bytes = nib_kv_bytes(path, SEQS, CTX, n_head_kv, dim), kv_width = (size_t)n_head_kv * dim;
-    nib_kv_layer kv = {nib_alloc_aligned(kv_bytes), nib_alloc_aligned(kv_bytes), CTX, n_head_kv, dim};
-    void *scratch = nib_alloc_aligned(nib_attend_scratch_bytes(CTX, dim, nib_pool_size(pool)));
-    float *keys = nib_alloc_aligned(SEQS * CTX * kv_width * 4), *values = nib_alloc_aligned(SEQS * CTX * kv_width * 4);
-    assert_true(kv.keys && kv.values && scratch && keys && values);
-    memset(kv.keys, 0xff, kv_bytes); /* NaN: what was never stored must not be read into a result */
-    memset(kv.values, 0xff, kv_bytes);
-    for (int b = 0; b < 2; b++) {
-        const uint32_t n_tokens = lengths[b];
-        float *q = random_floats((size_t)n_tokens * n_head * dim, 2);
-        float *k = random_floats(n_tokens * kv_width, 2), *v = random_floats(n_tokens * kv_width, 1);
-        for (int s = 0; s < SEQS; s++)
-            for (uint32_t i = 0; i < batches[b][s].n; i++) {
-                const nib_attend_segment *g = &batches[b][s];
-                const size_t to = ((size_t)g->seq * CTX + g->pos + i) * kv_width, from = (g->first + i) * kv_width;
-                memcpy(keys + to, k + from, kv_width * 4);
-                memcpy(values + to, v + from, kv_width * 4);
-            }
-        fenced out = fenced_new((size_t)n_tokens * n_head * dim);
-        nib_kv_store(pool, path, &kv, batches[b], SEQS, k, v);
-        nib_attend(pool, path, &kv, batches[b], SEQS, q, n_head, scale, out.values, scratch);
-        for (int s = 0; s < SEQS; s++)
-            for (uint32_t i = 0; i < batches[b][s].n; i++)
-                for (uint32_t h = 0; h < n_head; h++) {
-                    const nib_attend_segment *g = &batches[b][s];
-                    const size_t at = ((size_t)(g->first + i) * n_head + h) * dim;
-                    const float *key = keys + (size_t)g->seq * CTX * kv_width + h / (n_head / n_head_kv) * dim;
-                    const float *value = values + (key - keys);
-                    double score[CTX], most = -INFINITY, total = 0;
-                    for (uint32_t j = 0; j <= g->pos + i; j++) {
-                        score[j] = 0;
-                        for (uint32_t d = 0; d < dim; d++)
-                            score[j] += (double)as_cached(path, q[at + d]) * as_cached(path, key[j * kv_width + d]);
-                        score[j] *= scale;
-                        most = score[j] > most ? score[j] : most;
-                    }
-                    for (uint32_t j = 0; j <= g->pos + i; j++) total += score[j] = exp(score[j] - most);
-                    for (uint32_t d = 0; d < dim; d++) {
-                        double sum = 0;
-                        for (uint32_t j = 0; j <= g->pos + i; j++)
-                            sum += score[j] / total * as_cached(path, value[j * kv_width + d]);
-                        assert_true(fabs(out.values[at + d] - sum) < 1e-5);
-                    }
-                }
-        if (keep && b == 1) memcpy(keep, out.values, out.n * sizeof(float));
-        fenced_check_and_free(&out);
-        nib_free_aligned(q);
-        nib_free_aligned(k);
-        nib_free_aligned(v);
-    }
-    nib_free_aligned(kv.keys);
-    nib_free_aligned(kv.values);
-    nib_free_aligned(scratch);
-    nib_free_aligned(keys);
-    nib_free_aligned(values);
-}
-
-static void check_attention(void) {
-    for (int path = 0; path < 2; path++) {
-        check_attention_of(NULL, (nib_path)path, 4, 4, 64, NULL);
-        check_attention_of(NULL, (nib_path)path, 6, 2, 40, NULL);
-        check_attention_of(NULL, (nib_path)path, 50, 1, 36, NULL);
-    }
-}
-
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
 
 static void check_threads(void) {
     static const unsigned counts[] = {1, 2, 5};
     static const char *const names[] = {"q4_k", "q5_0", "f16"};
     enum { ROWS = 100, TOKENS = 13, COLS = 512 };
-    float *first[3] = {0}, *first_attention = NULL;
+    float *first[3] = {0};
     for (size_t c = 0; c < 3; c++) {
         nib_pool *pool = NULL;
         assert_int_equal(nib_pool_new(counts[c], &pool, NULL), NIB_OK);
@@ -533,19 +454,9 @@ static void check_threads(void) {
             nib_free_aligned(scratch);
             matrix_free(&m);
         }
-        float *attention = nib_alloc_aligned(76 * 6 * 40 * sizeof *attention);
-        assert_non_null(attention);
-        check_attention_of(pool, NIB_PATH_DEPLOYED, 6, 2, 40, attention);
-        if (first_attention) {
-            assert_memory_equal(attention, first_attention, 76 * 6 * 40 * sizeof *attention);
-            nib_free_aligned(attention);
-        } else {
-            first_attention = attention;
-        }
         nib_pool_free(pool);
     }
     for (size_t f = 0; f < 3; f++) nib_free_aligned(first[f]);
-    nib_free_aligned(first_attention);
 }
 
 static void check_embedding(void) {
@@ -576,7 +487,6 @@ ON_EACH_LEVEL(groups)
 ON_EACH_LEVEL(widths)
 ON_EACH_LEVEL(batches)
 ON_EACH_LEVEL(not_finite)
-ON_EACH_LEVEL(attention)
 ON_EACH_LEVEL(threads)
 
 static void test_levels(void **state) {
@@ -602,7 +512,7 @@ int main(void) {
         cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_widths),     cmocka_unit_test(test_groups),
         cmocka_unit_test(test_batches),    cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_attention),  cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -229,7 +229,10 @@ static void plans_say_what_is_taken(void **state) {
     /* 3 layers, keys and values, 2 heads of 16 */
     assert_int_equal(exact.kv_per_token, 3 * 2 * 2 * 16 * 4);
     assert_int_equal(deployed.kv_per_token, 3 * 2 * 2 * 16 * 2);
-    assert_true(exact.kv_cache >= 200 * exact.kv_per_token);
+    assert_int_equal(exact.kv_cache, 256 * exact.kv_per_token); /* contexts are padded to 64s */
+    const nib_session_params eight_bits = {.n_ctx = 100, .kv = NIB_KV_Q8_0};
+    assert_int_equal(nib_session_plan(model, &eight_bits, 2, &deployed, &error), NIB_ERR_UNSUPPORTED);
+    assert_non_null(strstr(error.hint, "f16"));
     /* q 64x48, k and v 32x48, output 48x64, three of 80x48, head 96x48 */
     assert_int_equal(exact.macs_per_token, 3 * (64 * 48 + 2 * 32 * 48 + 48 * 64 + 3 * 80 * 48) + 96 * 48);
     /* at the widest: the residual stream, its norm and the two halves of the feed-forward, 200 tokens */

@@ -48,10 +48,11 @@ typedef struct nib_choice_scores {
 /* Rules of lm-evaluation-harness: prompt and " " + choice are tokenized together, without BOS and without control tokens;
  * as many tokens as the prompt has alone are not scored (white space at its end counts with the choice). Texts longer than
  * the trained context lose their beginning. Characters are Unicode code points of the choice.
- * exact as in nib_session_params. NIB_ERR_CORRUPT, NIB_ERR_UNSUPPORTED: no usable tokenizer; NIB_ERR_USAGE: a choice alone
+ * exact and kv as in nib_session_params. NIB_ERR_CORRUPT, NIB_ERR_UNSUPPORTED: no usable tokenizer; NIB_ERR_USAGE: a choice alone
  * is longer than the context. */
-NIB_API nib_status nib_choice_score(const nib_model *model, bool exact, nib_pool *pool, const nib_questions *questions,
-                                    const nib_watch *watch, nib_choice_scores *out, nib_error *error);
+NIB_API nib_status nib_choice_score(const nib_model *model, bool exact, nib_kv kv, nib_pool *pool,
+                                    const nib_questions *questions, const nib_watch *watch, nib_choice_scores *out,
+                                    nib_error *error);
 NIB_API void nib_choice_scores_fini(nib_choice_scores *scores);
 
 /* ---- Perplexity and KL divergence, in lock-step --------------------------------------------------------------------- */
@@ -92,6 +93,7 @@ typedef struct nib_eval_params {
     uint32_t n_chunks;              /* 0 = all */
     bool exact;                     /* everything on the exact path, the quantized models too */
     bool weights_only;              /* also measure the quantized models on the exact path */
+    nib_kv kv;                      /* cache of everything on the deployed path */
     const nib_questions *questions; /* NULL = none */
 } nib_eval_params;
 
@@ -100,6 +102,7 @@ typedef struct nib_eval {
     uint64_t n_tokens, n_scored;
     uint32_t n_ctx, n_chunks;
     bool exact;
+    nib_kv kv;
     char task[128];
     uint32_t n_questions;
     nib_eval_model reference;                     /* on the exact path */
@@ -139,6 +142,7 @@ typedef struct nib_bench_params {
     uint32_t n_generate; /* 0 = no generation test */
     uint32_t runs;       /* 0 = 5 */
     uint32_t depth;      /* tokens in the cache before timing */
+    nib_kv kv;           /* format of the cache */
     uint32_t batch;      /* generation: sequences that go on together, a token each; 0 = 1 */
 } nib_bench_params;
 
@@ -147,6 +151,7 @@ typedef struct nib_bench_result {
     uint64_t bytes;
     double bpw;
     uint32_t depth, batch, threads, n_runs;
+    nib_kv kv;
     double tokens_per_s, stddev; /* mean and sample deviation of the runs */
     double *runs;                /* (n_runs) tokens per second */
     /* Shares of the ceilings. Memory: weights and cache that have to be read, once per step, over the bandwidth; above 1

@@ -53,12 +53,21 @@ NIB_API nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *
 
 typedef struct nib_session nib_session;
 
+/* How the deployed path keeps keys and values. */
+typedef enum nib_kv {
+    NIB_KV_F16,
+    NIB_KV_Q8_0, /* 8-bit codes with a scale per 32 values: about half the memory, not lossless; heads of whole 32s only */
+} nib_kv;
+/* "f16", "q8_0" */
+NIB_API const char *nib_kv_name(nib_kv kv);
+
 typedef struct nib_session_params {
     uint32_t n_ctx;   /* positions per sequence; at least 1 */
     uint32_t n_seq;   /* independent sequences; 0 = 1 */
     uint32_t n_batch; /* most tokens run at once; longer runs are cut; 0 = 512 */
     bool exact;       /* exact path: decoded weights in f32 times f32 activations, f32 KV cache, sums in a fixed order.
-                         Otherwise the deployed path: integer activations where the format's kernels want them, f16 KV. */
+                         Otherwise the deployed path: integer activations where the format's kernels want them. */
+    nib_kv kv;        /* deployed path: format of the KV cache */
 } nib_session_params;
 
 /* What a session takes, by category, before it is taken. */
@@ -70,6 +79,7 @@ typedef struct nib_memory_plan {
     uint64_t macs_per_token; /* multiply-adds of the matrices for one token, head included */
 } nib_memory_plan;
 
+/* NIB_ERR_UNSUPPORTED: a KV format that does not fit the model's heads. */
 NIB_API nib_status nib_session_plan(const nib_model *model, const nib_session_params *params, unsigned n_threads,
                                     nib_memory_plan *out, nib_error *error);
 /* The model and the pool must outlive the session. */

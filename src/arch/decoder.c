@@ -22,7 +22,7 @@ void nib_decoder_qkv(nib_op_context *context, const nib_graph *graph, uint32_t l
 void nib_decoder_attend(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x, nib_value q,
                         nib_value k, nib_value v) {
     const nib_block *w = &graph->blocks[layer];
-    const nib_value heads = nib_op_attend(context, layer, q, k, v, graph->hyper.n_head, graph->hyper.attn_scale);
+    const nib_value heads = nib_op_attend(context, layer, q, k, v, graph->hyper.n_head, graph->hyper.attn_scale, 0);
     nib_op_free(context, q);
     nib_op_free(context, k);
     nib_op_free(context, v);

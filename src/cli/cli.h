@@ -253,6 +253,15 @@ nib_json *nib_cli_json_begin(nib_cli *cli, const char *name, nib_error *error);
 /* Ends the document and sends it where the options say: stdout, the file of -o, or both. Frees json. */
 nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error);
 
+/* How keys and values are kept: for every command that runs a model as it is used. */
+#define NIB_KV_OPTION                                                                                         \
+    {                                                                                                         \
+        .name = "kv", .kind = NIB_OPTION_CHOICE, .value = "f16|q8_0", .fallback = "f16",                      \
+        .about = "format of the cached keys and values",                                                      \
+        .more = "q8_0 takes about half the memory and is not lossless. Heads must be multiples of 32 values." \
+    }
+nib_kv nib_cli_kv(const nib_cli *cli);
+
 /* Options of chat and generate that shape the choice of the next token. */
 #define NIB_SAMPLING_OPTIONS                                                                                  \
     {.name = "temp",                                                                                          \

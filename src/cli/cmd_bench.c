@@ -98,6 +98,7 @@ static nib_status run_with_threads(bench_work *work, nib_error *error) {
                 .runs = (uint32_t)nib_cli_uint(cli, "runs"),
                 .depth = work->depths.values[d],
                 .batch = work->batches.values[b],
+                .kv = nib_cli_kv(cli),
             };
             nib_bench part = {0};
             if (!params.n_prompt && !params.n_generate) continue;
@@ -233,6 +234,8 @@ static void print_all(const nib_cli *cli, const nib_bench *bench) {
             printf(
                 "\nceilings of this run: memory %.1f GB/s; multiply-adds %.0f G/s int8, %.0f G/s bf16, %.0f G/s f32\n",
                 c->read_bytes_per_s / 1e9, c->int8_macs_per_s / 1e9, c->bf16_macs_per_s / 1e9, c->f32_macs_per_s / 1e9);
+        if (bench->n > 0 && bench->results[0].kv != NIB_KV_F16)
+            printf("keys and values in %s\n", nib_kv_name(bench->results[0].kv));
         print_answer(bench);
     }
     if (bench->busy_others > 0.1)
@@ -326,6 +329,7 @@ static const nib_option options[] = {
      .value = "N[,N...]",
      .fallback = "0",
      .about = "tokens already in the cache when timing starts"},
+    NIB_KV_OPTION,
     {.name = "batch",
      .letter = 'b',
      .kind = NIB_OPTION_TEXT,

@@ -194,7 +194,7 @@ static nib_status prepare(talk *t, nib_error *error) {
                : n_train && n_train < 4096 ? n_train
                                            : 4096;
     t->n_max = (uint32_t)nib_cli_uint(cli, "tokens");
-    nib_session_params params = {.n_ctx = t->n_ctx};
+    nib_session_params params = {.n_ctx = t->n_ctx, .kv = nib_cli_kv(cli)};
     status = nib_session_new(t->model, cli->pool, &params, &t->session, error);
     if (!status) status = nib_cli_new_sampler(cli, nib_model_facts_of(t->model)->n_vocab, &t->sampler, error);
     return status ? status : start_over(t, error);
@@ -240,6 +240,7 @@ static const nib_option options[] = {
      .min = 16,
      .max = 16777216,
      .about = "tokens the conversation may have (default: the model's, at most 4096)"},
+    NIB_KV_OPTION,
     NIB_SAMPLING_OPTIONS,
     {.name = NULL},
 };

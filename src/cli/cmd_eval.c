@@ -63,7 +63,9 @@ static void print_table(const nib_eval *eval, unsigned verbose) {
     bool choice = eval->n_questions > 0;
     printf("text  %s: %llu tokens, %u chunks of %u, %llu scored%s\n", eval->text_file[0] ? eval->text_file : "built-in",
            (unsigned long long)eval->n_tokens, eval->n_chunks, eval->n_ctx, (unsigned long long)eval->n_scored,
-           eval->exact ? ", exact path" : "");
+           eval->exact              ? ", exact path"
+           : eval->kv != NIB_KV_F16 ? ", keys and values in q8_0"
+                                    : "");
     if (choice) printf("task  %s: %u questions\n", eval->task, eval->n_questions);
     fputc('\n', stdout);
     nib_table_init(&table, choice ? "lrrrrrrr" : "lrrrrrr",
@@ -94,6 +96,7 @@ static nib_status run(nib_cli *cli, nib_error *error) {
         .n_chunks = (uint32_t)nib_cli_uint(cli, "chunks"),
         .exact = nib_cli_switch(cli, "exact"),
         .weights_only = nib_cli_switch(cli, "weights-only"),
+        .kv = nib_cli_kv(cli),
     };
     if (params.text_path && strcmp(params.text_path, "demo") == 0) params.text_path = NULL;
     nib_status status = choice ? nib_questions_read(choice, &questions, error) : NIB_OK;
@@ -153,6 +156,7 @@ static const nib_option options[] = {
     {.name = "weights-only",
      .kind = NIB_OPTION_SWITCH,
      .about = "also measure the loss of the weights alone (exact path)"},
+    NIB_KV_OPTION,
     {.name = NULL},
 };
 

@@ -74,7 +74,7 @@ static nib_status probe(const run_of *r, const nib_model *model, likely *out, ui
     float *logits = NULL;
     uint32_t n_vocab = nib_model_facts_of(model)->n_vocab;
     nib_status status = prompt_ids(r, model, &ids, error);
-    nib_session_params params = {.n_ctx = (uint32_t)ids.n};
+    nib_session_params params = {.n_ctx = (uint32_t)ids.n, .kv = nib_cli_kv(r->cli)};
     if (!status) status = nib_session_new(model, r->cli->pool, &params, &session, error);
     if (!status && !(logits = calloc(n_vocab, sizeof *logits))) status = nib_cli_no_memory(error);
     if (!status) status = nib_session_next(session, 0, ids.ids, (uint32_t)ids.n, logits, error);
@@ -158,7 +158,7 @@ static nib_status continue_text(const run_of *r, const nib_model *model, nib_gen
     nib_sampler *sampler = NULL;
     nib_status status = prompt_ids(r, model, &ids, error);
     if (!status) {
-        nib_session_params params = {.n_ctx = (uint32_t)ids.n + r->n_max};
+        nib_session_params params = {.n_ctx = (uint32_t)ids.n + r->n_max, .kv = nib_cli_kv(r->cli)};
         status = nib_session_new(model, r->cli->pool, &params, &session, error);
     }
     if (!status) status = nib_cli_new_sampler(r->cli, nib_model_facts_of(model)->n_vocab, &sampler, error);
@@ -279,6 +279,7 @@ static const nib_option options[] = {
      .min = 1,
      .max = MOST_PROBS,
      .about = "show the K likeliest next tokens instead (with -n: also the text)"},
+    NIB_KV_OPTION,
     NIB_SAMPLING_OPTIONS,
     {.name = NULL},
 };

@@ -68,7 +68,7 @@ static nib_status gather(nib_cli *cli, inspection *in, nib_error *error) {
         in->n_ctx = nib_cli_given(cli, "ctx")   ? (uint32_t)nib_cli_uint(cli, "ctx")
                     : n_train && n_train < 4096 ? n_train
                                                 : 4096;
-        nib_session_params params = {.n_ctx = in->n_ctx};
+        nib_session_params params = {.n_ctx = in->n_ctx, .kv = nib_cli_kv(cli)};
         in->has_memory = nib_session_plan(in->model, &params, nib_pool_size(cli->pool), &in->memory, NULL) == NIB_OK;
     } else if (in->no_model.code == NIB_ERR_CORRUPT) {
         nib_console_warn("nibble cannot run it: %s%s%s", in->no_model.message, in->no_model.field[0] ? ": " : "",
@@ -426,6 +426,7 @@ static const nib_option options[] = {
      .min = 1,
      .max = 16777216,
      .about = "context length for the memory needed (default: the model's, to 4096)"},
+    NIB_KV_OPTION,
     {.name = NULL},
 };
 

@@ -231,6 +231,10 @@ nib_status nib_cli_json_end(nib_cli *cli, nib_json *json, nib_error *error) {
     return status;
 }
 
+nib_kv nib_cli_kv(const nib_cli *cli) {
+    return strcmp(nib_cli_text(cli, "kv"), nib_kv_name(NIB_KV_Q8_0)) == 0 ? NIB_KV_Q8_0 : NIB_KV_F16;
+}
+
 /* ---- Sampling --------------------------------------------------------------------------------------------------------------- */
 
 nib_status nib_cli_new_sampler(const nib_cli *cli, uint32_t n_vocab, nib_sampler **out, nib_error *error) {

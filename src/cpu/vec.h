@@ -233,7 +233,9 @@ static inline void vf_transpose(vf to[16], const float *from, size_t stride) {
 /* acc[i] += sum over j < 4 of u[4 i + j] * s[4 i + j], u unsigned and s signed bytes; exact for all values. */
 static inline vi vi_dp4(vi acc, vi u, vi s) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(acc, u, s);
+    /* Not the intrinsic: gcc 12 copies accumulators from register to register around it. */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
+    return acc;
 #else
     const vi even =
         _mm512_madd_epi16(_mm512_and_si512(u, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
@@ -257,7 +259,8 @@ static inline vi vi_shl_by(vi x, vi n) {
 /* acc[i] += x[2 i] * y[2 i] + x[2 i + 1] * y[2 i + 1] over halves of 16 bits. */
 static inline vi vi_dp2(vi acc, vi x, vi y) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(acc, x, y);
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
+    return acc;
 #else
     return _mm512_add_epi32(acc, _mm512_madd_epi16(x, y));
 #endif

@@ -165,7 +165,7 @@ static uint64_t max_rows(const scorer *s) {
     return most;
 }
 
-static nib_status open_session(scorer *s, bool exact) {
+static nib_status open_session(scorer *s, bool exact, nib_kv kv) {
     uint32_t longest = 1, most_choices = 1;
     for (uint32_t q = 0; q < s->questions->n; q++) {
         if (s->first[q + 1] - s->first[q] > most_choices) most_choices = s->first[q + 1] - s->first[q];
@@ -174,7 +174,8 @@ static nib_status open_session(scorer *s, bool exact) {
     }
     s->n_seq = CACHE_POSITIONS / longest > MAX_SEQUENCES ? MAX_SEQUENCES : CACHE_POSITIONS / longest;
     if (s->n_seq < most_choices) s->n_seq = most_choices;
-    const nib_session_params params = {.n_ctx = longest, .n_seq = s->n_seq, .n_batch = BATCH_TOKENS, .exact = exact};
+    const nib_session_params params = {
+        .n_ctx = longest, .n_seq = s->n_seq, .n_batch = BATCH_TOKENS, .exact = exact, .kv = kv};
     NIB_TRY(nib_session_new(s->model, s->pool, &params, &s->session, s->error));
     const nib_model_facts *facts = nib_model_facts_of(s->model);
     const uint64_t rows = max_rows(s);
@@ -315,8 +316,9 @@ static void scorer_fini(scorer *s) {
     nib_session_free(s->session);
 }
 
-nib_status nib_choice_score(const nib_model *model, bool exact, nib_pool *pool, const nib_questions *questions,
-                            const nib_watch *watch, nib_choice_scores *out, nib_error *error) {
+nib_status nib_choice_score(const nib_model *model, bool exact, nib_kv kv, nib_pool *pool,
+                            const nib_questions *questions, const nib_watch *watch, nib_choice_scores *out,
+                            nib_error *error) {
     nib_status status = NIB_OK;
     nib_error own;
     nib_meter meter;
@@ -324,7 +326,7 @@ nib_status nib_choice_score(const nib_model *model, bool exact, nib_pool *pool, 
     *out = (nib_choice_scores){0};
     if (questions->n == 0) return nib_fail(error, NIB_ERR_USAGE, "there are no questions");
     NIB_TRY_GOTO(tokenize_questions(&s));
-    NIB_TRY_GOTO(open_session(&s, exact));
+    NIB_TRY_GOTO(open_session(&s, exact, kv));
     nib_meter_init(&meter, watch, "choice", (double)questions->n);
     for (uint32_t begin = 0, end; begin < questions->n; begin = end) {
         end = batch_end(&s, begin);

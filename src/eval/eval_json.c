@@ -98,6 +98,7 @@ void nib_eval_write_json(const nib_eval *eval, nib_json *json) {
     nib_json_uint(json, "n_chunks", eval->n_chunks);
     nib_json_uint(json, "n_scored", eval->n_scored);
     nib_json_bool(json, "exact", eval->exact);
+    nib_json_string(json, "kv", eval->exact ? "f32" : nib_kv_name(eval->kv));
     nib_json_begin_object(json, "reference");
     nib_json_string(json, "model", eval->reference.model);
     nib_json_string(json, "hash", eval->reference.hash);
@@ -124,6 +125,7 @@ static void write_bench_result(nib_json *json, const nib_bench_result *result) {
     nib_json_string(json, "test", result->test);
     nib_json_uint(json, "depth", result->depth);
     nib_json_uint(json, "batch", result->batch);
+    nib_json_string(json, "kv", nib_kv_name(result->kv));
     nib_json_uint(json, "threads", result->threads);
     nib_json_number(json, "tokens_per_s", result->tokens_per_s);
     nib_json_number(json, "stddev", result->stddev);

@@ -44,6 +44,7 @@ typedef struct eval_lane {
 typedef struct lockstep {
     eval_lane *lanes;
     uint32_t n_lanes, n_ctx, first, n_rows; /* first: row of a chunk that predicts the first scored token */
+    nib_kv kv;                              /* cache of the deployed lanes */
     uint32_t n_vocab;
     nib_head_tile tile;
     nib_ids tokens;
@@ -157,7 +158,8 @@ static nib_status describe_model(const nib_model *model, nib_eval_model *out, ni
 }
 
 static nib_status open_lane(lockstep *l, eval_lane *lane, uint64_t n_scored) {
-    const nib_session_params params = {.n_ctx = l->n_ctx, .n_seq = 1, .n_batch = BATCH_TOKENS, .exact = lane->exact};
+    const nib_session_params params = {
+        .n_ctx = l->n_ctx, .n_seq = 1, .n_batch = BATCH_TOKENS, .exact = lane->exact, .kv = l->kv};
     const uint64_t n_hidden = (uint64_t)l->n_rows * nib_model_facts_of(lane->model)->n_embd;
     NIB_TRY(nib_session_new(lane->model, l->pool, &params, &lane->session, l->error));
     lane->hidden = nib_alloc(n_hidden, sizeof *lane->hidden);
@@ -292,11 +294,12 @@ static nib_status run_choice(const lockstep *l, const nib_model *const *models, 
     nib_choice_scores reference = {0}, scores = {0};
     snprintf(out->task, sizeof out->task, "%s", params->questions->name);
     out->n_questions = params->questions->n;
-    NIB_TRY_GOTO(nib_choice_score(l->lanes[0].model, true, l->pool, params->questions, l->watch, &reference, l->error));
+    NIB_TRY_GOTO(nib_choice_score(l->lanes[0].model, true, NIB_KV_F16, l->pool, params->questions, l->watch, &reference,
+                                  l->error));
     nib_summarise_flips(&reference, &reference, &out->reference);
     for (uint32_t m = 0; m < out->n_models; m++) {
-        NIB_TRY_GOTO(
-            nib_choice_score(models[m], params->exact, l->pool, params->questions, l->watch, &scores, l->error));
+        NIB_TRY_GOTO(nib_choice_score(models[m], params->exact, params->kv, l->pool, params->questions, l->watch,
+                                      &scores, l->error));
         nib_summarise_flips(&reference, &scores, &out->models[m]);
         nib_choice_scores_fini(&scores);
     }
@@ -373,9 +376,10 @@ nib_status nib_eval_run(const nib_model *reference, const nib_model *const *mode
     lockstep l = {.pool = pool, .watch = watch, .error = error != NULL ? error : &own};
     l.n_ctx = params->n_ctx > 0 ? params->n_ctx : DEFAULT_N_CTX;
     l.first = l.n_ctx / 2;
+    l.kv = params->kv;
     l.n_rows = l.n_ctx - 1 - l.first;
     l.n_vocab = nib_model_facts_of(reference)->n_vocab;
-    *out = (nib_eval){.exact = params->exact};
+    *out = (nib_eval){.exact = params->exact, .kv = params->kv};
     NIB_TRY_GOTO(check_context(&l, reference));
     out->models = nib_alloc(n_models, sizeof *out->models);
     if (out->models == NULL) NIB_TRY_GOTO(nib_fail_memory(error, n_models * sizeof *out->models));

@@ -46,7 +46,8 @@ static uint64_t next_random(uint64_t *state) {
 
 static nib_status open_runner(runner *r, nib_pool *pool, const nib_bench_params *p, uint32_t n_ids, nib_error *error) {
     const nib_model_facts *facts = nib_model_facts_of(r->model);
-    const nib_session_params params = {.n_ctx = p->depth + n_ids, .n_seq = p->batch, .n_batch = BATCH_TOKENS};
+    const nib_session_params params = {
+        .n_ctx = p->depth + n_ids, .n_seq = p->batch, .n_batch = BATCH_TOKENS, .kv = p->kv};
     const uint32_t most = p->depth > n_ids ? p->depth : n_ids;
     uint64_t seed = 1;
     r->n_seq = p->batch;
@@ -128,9 +129,9 @@ static void add_cost(step_cost *out, const nib_token_cost *cost, double n_tokens
 
 /* n_tokens of n_seq sequences, n_positions of cache seen by each token on average. */
 static nib_status cost_of_step(const runner *r, double n_tokens, double n_wanted, double n_seq, double n_positions,
-                               step_cost *out, nib_error *error) {
+                               nib_kv kv, step_cost *out, nib_error *error) {
     const nib_model_facts *facts = nib_model_facts_of(r->model);
-    const nib_session_params session = {.n_ctx = 1};
+    const nib_session_params session = {.n_ctx = 1, .kv = kv};
     nib_memory_plan plan;
     nib_token_cost body, head;
     NIB_TRY(nib_session_plan(r->model, &session, 1, &plan, error));
@@ -168,6 +169,7 @@ static nib_status open_result(const nib_model *model, const char *test, uint32_t
     out->bytes = nib_gguf_bytes(gguf);
     out->bpw = nib_model_facts_of(model)->bpw;
     out->depth = params->depth;
+    out->kv = params->kv;
     out->threads = nib_pool_size(pool);
     out->of_memory = out->of_compute = out->of_ceiling = (double)NAN;
     out->runs = nib_alloc(params->runs, sizeof *out->runs);
@@ -237,11 +239,11 @@ static nib_status summarise(runner *runners, uint32_t n_models, const nib_bench_
         const runner *r = &runners[m];
         if (r->prompt != NULL) { /* weights pass by once per batch of tokens, the cache once per batch too */
             const double per_batch = fmin(n, BATCH_TOKENS);
-            NIB_TRY(cost_of_step(r, per_batch, per_batch / n, 1, depth + n / 2, &cost, error));
+            NIB_TRY(cost_of_step(r, per_batch, per_batch / n, 1, depth + n / 2, params->kv, &cost, error));
             compare_with_ceilings(&cost, &out->ceilings, r->prompt);
         }
         if (r->generation != NULL) {
-            NIB_TRY(cost_of_step(r, n_seq, n_seq, n_seq, depth + params->n_generate / 2.0, &cost, error));
+            NIB_TRY(cost_of_step(r, n_seq, n_seq, n_seq, depth + params->n_generate / 2.0, params->kv, &cost, error));
             compare_with_ceilings(&cost, &out->ceilings, r->generation);
         }
     }

@@ -74,8 +74,16 @@ void nib_swiglu_rows(nib_pool *pool, const float *gate, const float *up, size_t 
 void nib_rope_rows(nib_pool *pool, float *x, const uint32_t *positions, uint32_t n_tokens, uint32_t n_head,
                    uint32_t head_dim, const float *inv_freq, uint32_t n_pairs, bool neox);
 
-/* Keys and values of one layer: (n_seq, n_head_kv, n_ctx, head_dim), f32 on the exact path, else f16. */
+/* How keys and values are kept. */
+typedef enum nib_kv_type {
+    NIB_KV_TYPE_F32,
+    NIB_KV_TYPE_F16,
+    NIB_KV_TYPE_Q8_0, /* 8-bit codes, an f16 scale per 32 values of a head */
+} nib_kv_type;
+
+/* Keys and values of one layer: (n_seq, n_head_kv) heads of n_ctx positions each, laid out as attention reads them. */
 typedef struct nib_kv_layer {
+    nib_kv_type type;
     void *keys, *values;
     uint32_t n_ctx, n_head_kv, head_dim;
 } nib_kv_layer;
@@ -85,16 +93,31 @@ typedef struct nib_attend_segment {
     uint32_t seq, first, n, pos;
 } nib_attend_segment;
 
-/* Bytes of a layer's keys, or of its values. */
-size_t nib_kv_bytes(nib_path path, uint32_t n_seq, uint32_t n_ctx, uint32_t n_head_kv, uint32_t head_dim);
+/* Can keys and values of this size be kept this way? q8_0: whole groups of 32 only. */
+bool nib_kv_fits(nib_kv_type type, uint32_t head_dim);
+/* Bytes of one position of one head's keys, or of its values. */
+size_t nib_kv_position_bytes(nib_kv_type type, uint32_t head_dim);
+/* Bytes of a layer's keys, or of its values. Contexts are padded to multiples of so many positions. */
+#define NIB_KV_PAD 64
+size_t nib_kv_bytes(nib_kv_type type, uint32_t n_seq, uint32_t n_ctx, uint32_t n_head_kv, uint32_t head_dim);
 /* Stores k, v: (n_tokens, n_head_kv, head_dim) of every segment in the cache. */
-void nib_kv_store(nib_pool *pool, nib_path path, const nib_kv_layer *kv, const nib_attend_segment *segments,
-                  uint32_t n_segments, const float *k, const float *v);
-size_t nib_attend_scratch_bytes(uint32_t n_ctx, uint32_t head_dim, unsigned n_workers);
+void nib_kv_store(nib_pool *pool, const nib_kv_layer *kv, const nib_attend_segment *segments, uint32_t n_segments,
+                  const float *k, const float *v);
+/* Copies the first n positions of one sequence to another. */
+void nib_kv_copy(const nib_kv_layer *kv, uint32_t from_seq, uint32_t to_seq, uint32_t n);
+
+/* Scratch for nib_attend over batches of up to n_tokens tokens. */
+size_t nib_attend_scratch_bytes(uint32_t n_ctx, uint32_t n_tokens, uint32_t n_head, uint32_t head_dim,
+                                unsigned n_workers);
 /* Causal attention over the cache, after nib_kv_store. q, out: (n_tokens, n_head, head_dim). Query head h reads kv head
- * h / (n_head / n_head_kv). Softmax in f32 with maximum subtracted; deployed path: q rounded to f16 first. */
+ * h / (n_head / n_head_kv). window: positions a token sees, itself included; 0 = all before it.
+ * Softmax in f32 with the maximum subtracted, by pieces of 512 positions that are folded in order. Products in f32 on the
+ * exact path and for few queries, else in 16-bit integers, whose error is about that of rounding the queries to f16. So a
+ * result does not depend on threads or on which queries share a block; on the deployed path it depends, within that
+ * error, on whether its sequence has few or many queries in the batch. */
 void nib_attend(nib_pool *pool, nib_path path, const nib_kv_layer *kv, const nib_attend_segment *segments,
-                uint32_t n_segments, const float *q, uint32_t n_head, float scale, float *out, void *scratch);
+                uint32_t n_segments, const float *q, uint32_t n_head, float scale, uint32_t window, float *out,
+                void *scratch);
 
 /* Index of the largest value, the first of equals; NaN counts as minus infinity. 0 if there is none larger than that. */
 uint32_t nib_row_argmax(const float *x, uint32_t n, float *largest);

@@ -5,6 +5,7 @@
  *     level_pack.c    activations on their way into a product    nib_pack_kernels
  *     level_gemm.c    matrix products by panels                  nib_gemm_kernels
  *     level_gemv.c    matrix products row by row                 nib_gemv_kernels
+ *     level_kv.c      keys and values on their way into the cache nib_kv_kernels
  *     level_attend.c  attention of one block of queries          nib_attend_kernels */
 #ifndef NIB_KERNEL_LEVEL_H
 #define NIB_KERNEL_LEVEL_H
@@ -127,31 +128,68 @@ static inline size_t nib_row_block_bytes(nib_route route) {
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
 enum {
-    NIB_ATTEND_ROWS = 48, /* query rows (token, head) that share a pass over the keys: a multiple of the tile */
-    NIB_ATTEND_KEYS = 64, /* keys of one step */
+    NIB_KV_TILE = 32,             /* positions that are stored together */
+    NIB_KV_GROUP = 32,            /* q8_0: dimensions that share a scale */
+    NIB_ATTEND_KEYS = NIB_KV_PAD, /* keys of one step */
+    NIB_ATTEND_PIECE = 512,       /* keys of one piece: each has a softmax of its own, pieces are folded in order */
+    NIB_ATTEND_ROWS = 192,        /* query rows (token, head) that share a pass over the keys, at most */
 };
+
+/* Bytes of one position's key, or value, of one head. */
+static inline size_t nib_kv_row_bytes(nib_kv_type type, uint32_t head_dim) {
+    const size_t padded = ((size_t)head_dim + 15) / 16 * 16;
+    if (type == NIB_KV_TYPE_Q8_0) return head_dim / NIB_KV_GROUP * (NIB_KV_GROUP + sizeof(uint16_t));
+    return padded * (type == NIB_KV_TYPE_F32 ? sizeof(float) : sizeof(uint16_t));
+}
+
+/* One head's keys and values of some consecutive tokens on their way into the cache. */
+typedef struct nib_kv_store_task {
+    nib_kv_type type;
+    uint32_t head_dim;
+    char *keys, *values; /* position 0 of the sequence and head */
+    uint32_t position, n_tokens;
+    const float *k, *v;  /* first token */
+    size_t token_stride; /* floats from token to token in k and v */
+} nib_kv_store_task;
+
+typedef struct nib_kv_kernels {
+    void (*store)(const nib_kv_store_task *task);
+} nib_kv_kernels;
 
 /* Queries of some consecutive tokens and of some heads that share one kv head. */
 typedef struct nib_attend_task {
-    const void *keys, *values; /* (n_ctx, head_dim) of the sequence and kv head */
-    bool is_f16;               /* else f32 */
+    nib_kv_type type;
+    const char *keys, *values; /* position 0 of the sequence and kv head */
+    bool integers;             /* how scores and sums are computed: see level_attend.c */
     uint32_t head_dim;
     uint32_t n_tokens, n_heads; /* n_tokens * n_heads <= NIB_ATTEND_ROWS */
     uint32_t position;          /* of the first token */
+    uint32_t window;            /* a token sees so many positions, itself included; 0 = all */
     float scale;
     const float *q;      /* first token, first head; (.., n_head_total, head_dim) */
     float *out;          /* likewise */
     size_t token_stride; /* floats from token to token in q and out */
+    /* If part is not NULL: only this piece of the keys, and its unfinished result goes to part (.., n_head_total,
+     * nib_attend_part_floats) instead of out. */
+    uint32_t piece;
+    float *part;
+    size_t part_stride; /* floats from token to token in part */
 } nib_attend_task;
 
 typedef struct nib_attend_kernels {
     void (*attend)(const nib_attend_task *task, float *scratch);
+    /* Folds the results of n consecutive pieces for one row, part_step floats apart, and finishes it. */
+    void (*merge)(const float *parts, size_t n, size_t part_step, uint32_t head_dim, float *out);
 } nib_attend_kernels;
 
+/* Floats of one row's result over a piece: weighted sum of values, maximum, sum of weights. */
+static inline size_t nib_attend_part_floats(uint32_t head_dim) {
+    return ((size_t)head_dim + 31) / 32 * 32 + 16;
+}
 /* Floats of one worker's scratch. */
 static inline size_t nib_attend_floats(uint32_t head_dim) {
-    const size_t padded = ((size_t)head_dim + 31) / 32 * 32;
-    return padded * (2 * NIB_ATTEND_ROWS + 2 * NIB_ATTEND_KEYS + 16) + NIB_ATTEND_ROWS * (NIB_ATTEND_KEYS + 32);
+    const size_t row = ((size_t)head_dim + 31) / 32 * 32;
+    return NIB_ATTEND_ROWS * (3 * row + 16) + NIB_ATTEND_KEYS * (row + 16) + 8 * NIB_ATTEND_KEYS * 4;
 }
 
 #define LEVEL(name, needs)                                 \
@@ -159,6 +197,7 @@ static inline size_t nib_attend_floats(uint32_t head_dim) {
     extern const nib_pack_kernels nib_pack_kernels_##name; \
     extern const nib_gemm_kernels nib_gemm_kernels_##name; \
     extern const nib_gemv_kernels nib_gemv_kernels_##name; \
+    extern const nib_kv_kernels nib_kv_kernels_##name;     \
     extern const nib_attend_kernels nib_attend_kernels_##name;
 #include "cpu/levels.def"
 #undef LEVEL

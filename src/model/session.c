@@ -39,6 +39,7 @@ struct nib_session {
 typedef struct layout {
     uint32_t n_ctx, n_seq, n_batch;
     nib_path path;
+    nib_kv_type kv;
     uint64_t layer_bytes; /* keys of one layer; values take as much */
     uint64_t arena_cols, arena_bytes, scratch_bytes;
     uint64_t n_macs;
@@ -67,12 +68,25 @@ static nib_status measure(const nib_model *model, nib_op_measure *out, nib_op_me
     return nib_op_status(&out->base, error);
 }
 
+const char *nib_kv_name(nib_kv kv) {
+    return kv == NIB_KV_Q8_0 ? "q8_0" : "f16";
+}
+
+static nib_status choose_kv(const nib_hyper *h, const nib_session_params *params, nib_kv_type *out, nib_error *error) {
+    *out = params->exact ? NIB_KV_TYPE_F32 : params->kv == NIB_KV_Q8_0 ? NIB_KV_TYPE_Q8_0 : NIB_KV_TYPE_F16;
+    if (nib_kv_fits(*out, h->head_dim)) return NIB_OK;
+    nib_fail(error, NIB_ERR_UNSUPPORTED, "q8_0 keys and values need heads of whole 32s, this model's have %u values",
+             h->head_dim);
+    return nib_hint(error, NIB_ERR_UNSUPPORTED, "keep them in f16");
+}
+
 static nib_status plan_layout(const nib_model *model, const nib_session_params *params, unsigned n_workers, layout *out,
                               nib_error *error) {
     const nib_hyper *h = &model->graph.hyper;
     nib_op_measure measured;
     *out = (layout){.n_ctx = params->n_ctx, .n_seq = params->n_seq > 0 ? params->n_seq : 1};
     out->path = params->exact ? NIB_PATH_EXACT : NIB_PATH_DEPLOYED;
+    NIB_TRY(choose_kv(h, params, &out->kv, error));
     if (out->n_ctx == 0 || out->n_ctx > INT32_MAX || out->n_seq > INT32_MAX) {
         return nib_fail(error, NIB_ERR_USAGE, "a session needs 1 to %d positions per sequence", INT32_MAX);
     }
@@ -82,21 +96,21 @@ static nib_status plan_layout(const nib_model *model, const nib_session_params *
     if (out->n_batch > n_positions) out->n_batch = (uint32_t)n_positions;
     NIB_TRY(measure(model, &measured, NULL, error));
     for (int i = 0; i < NIB_MULTIPLY_KINDS; i++) out->n_macs += measured.n_macs[i];
-    /* Checked with four bytes a value on both paths, so that nib_kv_bytes cannot overflow either. */
+    /* Checked with heads and contexts padded and four bytes a value, so that nib_kv_bytes cannot overflow either. */
     uint64_t bytes;
-    const uint64_t per_position = sizeof(float) * nib_dim_of(h, NIB_DIM_HEADS_KV);
-    if (!nib_mul_u64(n_positions, per_position, &bytes) || !nib_mul_u64(bytes, 2 * (uint64_t)h->n_layer, &bytes) ||
-        bytes > SIZE_MAX / 2) {
+    const uint64_t per_position = nib_kv_position_bytes(NIB_KV_TYPE_F32, h->head_dim) * h->n_head_kv;
+    if (!nib_mul_u64(nib_round_up(out->n_ctx, NIB_KV_PAD) * out->n_seq, per_position, &bytes) ||
+        !nib_mul_u64(bytes, 2 * (uint64_t)h->n_layer, &bytes) || bytes > SIZE_MAX / 2) {
         nib_fail(error, NIB_ERR_MEMORY, "a cache of %llu positions does not fit any memory",
                  (unsigned long long)n_positions);
         return nib_hint(error, NIB_ERR_MEMORY, "ask for a shorter context or fewer sequences");
     }
-    out->layer_bytes = nib_kv_bytes(out->path, out->n_seq, out->n_ctx, h->n_head_kv, h->head_dim);
+    out->layer_bytes = nib_kv_bytes(out->kv, out->n_seq, out->n_ctx, h->n_head_kv, h->head_dim);
     out->arena_cols = measured.base.peak_cols;
     /* peak_cols < 2^32, n_batch <= 2^16: fits. */
     out->arena_bytes = sizeof(float) * out->arena_cols * out->n_batch;
     const uint64_t linear = nib_linear_scratch_bytes(measured.max_linear_cols, out->n_batch, n_workers);
-    const uint64_t attend = nib_attend_scratch_bytes(out->n_ctx, h->head_dim, n_workers);
+    const uint64_t attend = nib_attend_scratch_bytes(out->n_ctx, out->n_batch, h->n_head, h->head_dim, n_workers);
     out->scratch_bytes = linear > attend ? linear : attend;
     return NIB_OK;
 }
@@ -125,11 +139,10 @@ nib_status nib_session_plan(const nib_model *model, const nib_session_params *pa
     const nib_hyper *h = &model->graph.hyper;
     layout plan;
     NIB_TRY(plan_layout(model, params, n_threads > 0 ? n_threads : 1, &plan, error));
-    const uint64_t value_bytes = plan.path == NIB_PATH_EXACT ? sizeof(float) : sizeof(uint16_t);
     *out = (nib_memory_plan){
         .weights = model->facts.weight_bytes,
         .kv_cache = 2 * h->n_layer * plan.layer_bytes,
-        .kv_per_token = 2 * h->n_layer * nib_dim_of(h, NIB_DIM_HEADS_KV) * value_bytes,
+        .kv_per_token = 2 * h->n_layer * h->n_head_kv * nib_kv_position_bytes(plan.kv, h->head_dim),
         .scratch = plan.arena_bytes + plan.scratch_bytes,
         .macs_per_token = plan.n_macs,
     };
@@ -157,7 +170,8 @@ static nib_status take_memory(nib_session *session, const layout *plan, nib_erro
     }
     for (uint32_t i = 0; i < h->n_layer; i++) {
         nib_kv_layer *layer = &session->layers[i];
-        *layer = (nib_kv_layer){.n_ctx = plan->n_ctx, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim};
+        *layer =
+            (nib_kv_layer){.type = plan->kv, .n_ctx = plan->n_ctx, .n_head_kv = h->n_head_kv, .head_dim = h->head_dim};
         layer->keys = nib_alloc_aligned(plan->layer_bytes);
         layer->values = nib_alloc_aligned(plan->layer_bytes);
         if (layer->keys != NULL && layer->values != NULL) continue;
@@ -371,17 +385,7 @@ nib_status nib_session_copy(nib_session *session, uint32_t from_seq, uint32_t to
     }
     session->n_cached[to_seq] = n;
     if (from_seq == to_seq || n == 0) return NIB_OK;
-    const nib_hyper *h = &session->model->graph.hyper;
-    const size_t value_bytes = session->path == NIB_PATH_EXACT ? sizeof(float) : sizeof(uint16_t);
-    const size_t head_bytes = (size_t)session->n_ctx * h->head_dim * value_bytes; /* of one head of one sequence */
-    for (uint32_t i = 0; i < h->n_layer; i++) {
-        for (uint32_t head = 0; head < h->n_head_kv; head++) {
-            const size_t from = ((size_t)from_seq * h->n_head_kv + head) * head_bytes;
-            const size_t to = ((size_t)to_seq * h->n_head_kv + head) * head_bytes;
-            const size_t used = (size_t)n * h->head_dim * value_bytes;
-            memcpy((char *)session->layers[i].keys + to, (char *)session->layers[i].keys + from, used);
-            memcpy((char *)session->layers[i].values + to, (char *)session->layers[i].values + from, used);
-        }
-    }
+    for (uint32_t i = 0; i < session->model->graph.hyper.n_layer; i++)
+        nib_kv_copy(&session->layers[i], from_seq, to_seq, n);
     return NIB_OK;
 }

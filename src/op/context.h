@@ -66,7 +66,7 @@ typedef struct nib_op_kind {
     void (*linears)(nib_op_context *context, const nib_op_slot *x, const nib_op_product *products, uint32_t n);
     void (*rope)(nib_op_context *context, const nib_op_slot *x, const nib_rope *rope, uint32_t head_dim);
     void (*attend)(nib_op_context *context, uint32_t layer, const nib_op_slot *q, const nib_op_slot *k,
-                   const nib_op_slot *v, uint32_t n_head, float scale, const nib_op_slot *out);
+                   const nib_op_slot *v, uint32_t n_head, float scale, uint32_t window, const nib_op_slot *out);
     void (*experts)(nib_op_context *context, const nib_op_slot *x, const nib_op_slot *logits,
                     const nib_op_experts_work *experts, const nib_op_slot *out);
     void (*swiglu)(nib_op_context *context, const nib_op_slot *gate, const nib_op_slot *up);

@@ -32,8 +32,8 @@ static void skip_rope(nib_op_context *context, const nib_op_slot *x, const nib_r
     (void)context, (void)x, (void)rope, (void)head_dim;
 }
 static void skip_attend(nib_op_context *context, uint32_t layer, const nib_op_slot *q, const nib_op_slot *k,
-                        const nib_op_slot *v, uint32_t n_head, float scale, const nib_op_slot *out) {
-    (void)context, (void)layer, (void)q, (void)k, (void)v, (void)n_head, (void)scale, (void)out;
+                        const nib_op_slot *v, uint32_t n_head, float scale, uint32_t window, const nib_op_slot *out) {
+    (void)context, (void)layer, (void)q, (void)k, (void)v, (void)n_head, (void)scale, (void)window, (void)out;
 }
 static void skip_pair(nib_op_context *context, const nib_op_slot *x, const nib_op_slot *y) {
     (void)context, (void)x, (void)y;

@@ -175,7 +175,7 @@ void nib_op_rope(nib_op_context *context, nib_value x, const nib_rope *rope, uin
 }
 
 nib_value nib_op_attend(nib_op_context *context, uint32_t layer, nib_value q, nib_value k, nib_value v, uint32_t n_head,
-                        float scale) {
+                        float scale, uint32_t window) {
     if (!ok(context)) return NIB_NO_VALUE;
     const nib_op_slot *query = slot_of(context, "attend", q), *key = slot_of(context, "attend", k);
     const nib_op_slot *value = slot_of(context, "attend", v);
@@ -188,7 +188,7 @@ nib_value nib_op_attend(nib_op_context *context, uint32_t layer, nib_value q, ni
     }
     const nib_value out = new_value(context, "attend", n_tokens, query->n_cols);
     if (ok(context) && n_tokens > 0) {
-        context->kind->attend(context, layer, query, key, value, n_head, scale, &context->slots[out]);
+        context->kind->attend(context, layer, query, key, value, n_head, scale, window, &context->slots[out]);
     }
     return out;
 }

@@ -44,9 +44,10 @@ void nib_op_linears(nib_op_context *context, nib_value x, const nib_weight *weig
 void nib_op_linear_into(nib_op_context *context, nib_value x, nib_weight weight, nib_weight bias, nib_value out);
 /* In place, by the positions of the batch's tokens. */
 void nib_op_rope(nib_op_context *context, nib_value x, const nib_rope *rope, uint32_t head_dim);
-/* Stores k and v of `layer` in the cache and attends: (n_tokens, n_head * head_dim). */
+/* Stores k and v of `layer` in the cache and attends: (n_tokens, n_head * head_dim). window: positions a token sees, itself
+ * included; 0 = all before it. */
 nib_value nib_op_attend(nib_op_context *context, uint32_t layer, nib_value q, nib_value k, nib_value v, uint32_t n_head,
-                        float scale);
+                        float scale, uint32_t window);
 /* Stacks of feed-forward networks, one per expert. */
 typedef struct nib_expert_stacks {
     nib_weight gate, up, down; /* stacks of n_experts matrices */

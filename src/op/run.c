@@ -40,7 +40,7 @@ static void run_rope(nib_op_context *context, const nib_op_slot *x, const nib_ro
 }
 
 static void run_attend(nib_op_context *context, uint32_t layer, const nib_op_slot *q, const nib_op_slot *k,
-                       const nib_op_slot *v, uint32_t n_head, float scale, const nib_op_slot *out) {
+                       const nib_op_slot *v, uint32_t n_head, float scale, uint32_t window, const nib_op_slot *out) {
     nib_op_run *run = run_of(context);
     const nib_op_batch *batch = context->batch;
     const nib_kv_layer *kv = layer < run->n_layers ? &run->layers[layer] : NULL;
@@ -49,8 +49,8 @@ static void run_attend(nib_op_context *context, uint32_t layer, const nib_op_slo
         context->failed_why = "a layer whose cache has another shape";
         return;
     }
-    nib_kv_store(run->pool, run->path, kv, batch->segments, batch->n_segments, k->data, v->data);
-    nib_attend(run->pool, run->path, kv, batch->segments, batch->n_segments, q->data, n_head, scale, out->data,
+    nib_kv_store(run->pool, kv, batch->segments, batch->n_segments, k->data, v->data);
+    nib_attend(run->pool, run->path, kv, batch->segments, batch->n_segments, q->data, n_head, scale, window, out->data,
                run->scratch);
 }
 

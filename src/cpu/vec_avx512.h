@@ -245,7 +245,9 @@ static inline vi vi_dp2(vi acc, vi x, vi y) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
     return acc;
 #else
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(x, y));
+    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(x, y));
+    __asm__("" : "+v"(acc)); /* else gcc turns a chain of these into a tree, whose leaves fill the registers */
+    return acc;
 #endif
 }
 /* Every byte b, which is below 16, becomes table[b]. */

@@ -388,5 +388,8 @@ const nib_gemm_kernels NIB_AT_LEVEL(nib_gemm_kernels_) = {
 #if defined(__AVX512BF16__)
     .has_bf16 = true,
 #endif
+#if defined(NIB_VEC_DP4)
+    .has_dp4 = true,
+#endif
     .panel = panel,
 };

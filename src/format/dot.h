@@ -317,7 +317,7 @@ typedef struct dot_whole {
 /* weight i = scale[i / group] * code - min[i / group] */
 typedef struct dot_groups {
     vi code[DOT_PARTS];
-    vf scale, min; /* the first 256 / group; the others are zero */
+    vf scale, min; /* the first 256 / group; the others are finite, and do not count */
 } dot_groups;
 
 DOT_INLINE void dot_fetch(const char *at, size_t bytes) {

@@ -46,7 +46,7 @@ typedef struct nib_panel {
     float minus_d_min[16];
 } nib_panel;
 
-enum { NIB_DOT_TOKENS = 5 }; /* up to here products go row by row */
+enum { NIB_DOT_TOKENS = 5 }; /* products of more never go row by row */
 
 /* Rows are cut into blocks of 256 columns; where the last one begins. If columns are left, it is the last 256 of all, of
  * which those that an earlier block has count as zero: so no block but an only one is broken. Rounding goes by 32 columns,

@@ -1,6 +1,6 @@
-/* Matrix products of six tokens or more: 32 rows of weights are unpacked 256 columns at a time and turned so that a vector
- * holds one column (or four bytes of columns) of 16 rows; a register tile of 32 rows x at most 6 tokens then runs down the
- * columns.
+/* Matrix products of more than a few tokens: 32 rows of weights are unpacked 256 columns at a time and turned so that a
+ * vector holds one column (or four bytes of columns) of 16 rows; a register tile of 32 rows x at most 6 tokens then runs
+ * down the columns.
  *
  *     weights (rows)            panel                         tile of activations
  *     row 0  c0 c1 c2 ..        k4=0: [row 0: c0..c3] ..      k4=0: [token 0: a0..a3] .. [token 5: a0..a3]

@@ -1,4 +1,4 @@
-/* Matrix products of five tokens or fewer: each row of weights is multiplied along its length as it lies in the file, so
+/* Matrix products of a few tokens: each row of weights is multiplied along its length as it lies in the file, so
  * that the weights pass by once, at the speed of memory. Formats that have a `dot` (format/dot.h) do so in registers, the
  * others are unpacked or decoded into memory first. */
 #include "format/dot.h"

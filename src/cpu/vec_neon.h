@@ -69,6 +69,9 @@ static inline vf vf_sqrt(vf x) {
 static inline vf vf_fma(vf x, vf y, vf z) {
     return NIB_ALL3(vf, vfmaq_f32, z, x, y);
 }
+static inline vf vf_round(vf x) {
+    return NIB_ALL(vf, vrndnq_f32, x);
+}
 static inline float32x4_t vf_larger(float32x4_t x, float32x4_t y) {
     return vbslq_f32(vcgtq_f32(x, y), x, y);
 }
@@ -234,6 +237,9 @@ static inline vi vi_and(vi x, vi y) {
 }
 static inline vi vi_or(vi x, vi y) {
     return NIB_ALL2(vi, vorrq_s32, x, y);
+}
+static inline vi vi_xor(vi x, vi y) {
+    return NIB_ALL2(vi, veorq_s32, x, y);
 }
 static inline vi vi_max(vi x, vi y) {
     return NIB_ALL2(vi, vmaxq_s32, x, y);

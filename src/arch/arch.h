@@ -199,6 +199,8 @@ void nib_decoder_qkv(nib_op_context *context, const nib_graph *graph, uint32_t l
 /* x += attn_output * attention(q, k, v); frees q, k, v. In the last layer x keeps its wanted rows only. */
 void nib_decoder_attend(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x, nib_value q,
                         nib_value k, nib_value v);
+/* All of attention where each head of q and k has an RMSNorm before it turns. */
+void nib_decoder_attend_normed(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x);
 /* x += down(silu(gate h) * up h), h = RMSNorm(x; ffn_norm). */
 void nib_decoder_feed_forward(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x);
 /* The same with experts: each token's n_expert_used best by softmax over the router's logits, weighted by these

@@ -36,6 +36,18 @@ void nib_decoder_attend(nib_op_context *context, const nib_graph *graph, uint32_
     nib_op_free(context, mixed);
 }
 
+void nib_decoder_attend_normed(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x) {
+    const nib_hyper *h = &graph->hyper;
+    const nib_block *w = &graph->blocks[layer];
+    nib_value q, k, v;
+    nib_decoder_qkv(context, graph, layer, x, &q, &k, &v);
+    nib_op_norm_heads(context, q, w->attn_q_norm, h->head_dim, h->eps);
+    nib_op_norm_heads(context, k, w->attn_k_norm, h->head_dim, h->eps);
+    nib_op_rope(context, q, &graph->rope, h->head_dim);
+    nib_op_rope(context, k, &graph->rope, h->head_dim);
+    nib_decoder_attend(context, graph, layer, x, q, k, v);
+}
+
 void nib_decoder_feed_forward(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x) {
     const nib_block *w = &graph->blocks[layer];
     const nib_weight weights[] = {w->ffn_gate, w->ffn_up}, biases[] = {w->ffn_gate_bias, w->ffn_up_bias};

@@ -11,15 +11,7 @@ static const nib_tensor_row tensors[] = {
 };
 
 static void block(nib_op_context *context, const nib_graph *graph, uint32_t layer, nib_value x) {
-    const nib_hyper *h = &graph->hyper;
-    const nib_block *w = &graph->blocks[layer];
-    nib_value q, k, v;
-    nib_decoder_qkv(context, graph, layer, x, &q, &k, &v);
-    nib_op_norm_heads(context, q, w->attn_q_norm, h->head_dim, h->eps);
-    nib_op_norm_heads(context, k, w->attn_k_norm, h->head_dim, h->eps);
-    nib_op_rope(context, q, &graph->rope, h->head_dim);
-    nib_op_rope(context, k, &graph->rope, h->head_dim);
-    nib_decoder_attend(context, graph, layer, x, q, k, v);
+    nib_decoder_attend_normed(context, graph, layer, x);
     nib_decoder_experts(context, graph, layer, x);
 }
 

@@ -129,19 +129,23 @@ nib_multiply nib_multiply_of(const nib_format *format) {
 }
 
 nib_format_kernels nib_format_kernels_of(const nib_format *format) {
+    const nib_format *fast = nib_format_fast(format);
     const linear_job many = {
         .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
-    switch (route_of(&many, nib_format_fast(format))) {
-    case NIB_ROUTE_INT_32:
-        return (nib_format_kernels){"8-bit panels, activations rounded to 8 bits per 32", "8-bit rows"};
-    case NIB_ROUTE_INT_256:
-        return (nib_format_kernels){"8-bit panels, activations rounded to 8 bits per 256", "8-bit rows"};
-    case NIB_ROUTE_BF16:
-        return (nib_format_kernels){"bf16 panels", "rows of floats"};
-    case NIB_ROUTE_F32:
-        break;
-    }
-    return (nib_format_kernels){"panels of floats", "rows of floats"};
+    const nib_route route = route_of(&many, fast);
+    const bool is_integer = route == NIB_ROUTE_INT_32 || route == NIB_ROUTE_INT_256;
+    nib_format_kernels kernels = {.few = fast->dot    ? "rows straight from the stored bytes"
+                                         : is_integer ? "rows unpacked first"
+                                                      : "rows decoded first"};
+    if (route == NIB_ROUTE_BF16)
+        kernels.many = "bf16 panels";
+    else if (!is_integer)
+        kernels.many = "panels of floats";
+    else if (fast->turn && fast->shape.group == NIB_PANEL_K)
+        kernels.many = "8-bit panels, turned 16 rows at once, the sub-blocks' scales folded into the codes";
+    else
+        kernels.many = fast->turn ? "8-bit panels, turned 16 rows at once" : "8-bit panels, unpacked row by row";
+    return kernels;
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */

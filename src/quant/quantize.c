@@ -86,15 +86,28 @@ static const nib_tensor *tensor_at(const run *r, size_t index) {
     return choice_of(r, 0, index)->tensor; /* every recipe has the same order */
 }
 
-static uint64_t columns_of_pieces(const run *r, size_t index) {
-    const nib_tensor *tensor = tensor_at(r, index);
-    if (tensor->ne[0] <= NIB_PIECE_COLUMNS) return tensor->ne[0];
+/* Must every row be encoded in one call, and alone? */
+static bool weighs_rows(const run *r, size_t index) {
     for (size_t t = 0; t < r->n_targets; t++) {
         const nib_choice_of_format *choice = choice_of(r, t, index);
-        if (!choice->copied && choice->importance && nib_format_facts_of(choice->format)->weighs_rows)
-            return tensor->ne[0];
+        if (!choice->copied && choice->importance && nib_format_facts_of(choice->format)->weighs_rows) return true;
     }
-    return NIB_PIECE_COLUMNS;
+    return false;
+}
+
+static uint64_t columns_of_pieces(const run *r, size_t index) {
+    const uint64_t n = tensor_at(r, index)->ne[0];
+    return n <= NIB_PIECE_COLUMNS || weighs_rows(r, index) ? n : NIB_PIECE_COLUMNS;
+}
+
+/* Pieces of a batch, from this one on, that are encoded in one call: short rows of a matrix leave encoders' lanes empty. */
+static size_t pieces_at_once(const run *r, const batch *b, size_t index) {
+    const nib_tensor *tensor = tensor_at(r, b->index);
+    if (b->columns < tensor->ne[0] || b->columns > NIB_PIECE_COLUMNS || weighs_rows(r, b->index)) return 1;
+    const uint64_t left_of_matrix = tensor->ne[1] - (b->first + index) % tensor->ne[1];
+    size_t n = NIB_PIECE_COLUMNS / b->columns;
+    if (n > b->n - index) n = b->n - index;
+    return n < left_of_matrix ? n : (size_t)left_of_matrix;
 }
 
 /* Where a piece begins in its tensor if that is stored in this format. */
@@ -136,33 +149,39 @@ static nib_status refuse_piece(const run *r, const nib_choice_of_format *choice,
     return nib_hint(error, NIB_ERR_CORRUPT, "keep such weights in a format with a wide range: --to bf16 or f32");
 }
 
-/* weights: (piece->n), decoded from the input. scratch: (piece->n). error: left alone if not measured. */
-static nib_finding encode_piece(const nib_choice_of_format *choice, bool measure, const nib_piece *piece,
-                                const float *weights, uint8_t *out, float *scratch, nib_row_error *error) {
+/* n pieces, the first of which is given. weights: (n, piece->n), decoded from the input; scratch: as many. errors: (n),
+ * left alone if not measured. */
+static nib_finding encode_pieces(const nib_choice_of_format *choice, bool measure, const nib_piece *piece, size_t n,
+                                 const float *weights, uint8_t *out, float *scratch, nib_row_error *errors) {
     nib_finding found = {0};
+    const size_t n_weights = n * piece->n;
     /* each matrix of a stack (of experts) has importance of its own */
     const uint64_t matrix = piece->row / choice->tensor->ne[1] % choice->tensor->ne[2];
     const float *importance =
         choice->importance ? choice->importance + matrix * choice->tensor->ne[0] + piece->column : NULL;
-    if (!importance && choice->grid_search) {
-        for (size_t i = 0; i < piece->n; i++) scratch[i] = 1; /* its turn comes later */
+    if (importance && n > 1) {
+        for (size_t i = 0; i < n; i++) memcpy(scratch + i * piece->n, importance, piece->n * sizeof *scratch);
+        importance = scratch; /* its turn comes later */
+    } else if (!importance && choice->grid_search) {
+        for (size_t i = 0; i < n_weights; i++) scratch[i] = 1;
         importance = scratch;
     }
-    found.verdict = nib_format_encode(choice->format, out, weights, piece->n, importance);
+    found.verdict = nib_format_encode(choice->format, out, weights, n_weights, importance);
     if (found.verdict == NIB_VERDICT_NOT_FINITE) {
         const size_t column = nib_first_not_finite(weights, piece->n);
         found.has_column = column < piece->n;
         found.column = piece->column + column;
     }
     if (found.verdict != NIB_VERDICT_OK || !measure) return found;
-    nib_format_decode(choice->format, scratch, out, piece->n);
-    *error = nib_row_error_of(weights, scratch, piece->n);
+    nib_format_decode(choice->format, scratch, out, n_weights);
+    for (size_t i = 0; i < n; i++)
+        errors[i] = nib_row_error_of(weights + i * piece->n, scratch + i * piece->n, piece->n);
     return found;
 }
 
-/* One piece for all outputs. weights, scratch: (b->columns) */
-static nib_status work_on_piece(const run *r, const batch *b, size_t index, float *weights, float *scratch,
-                                nib_error *error) {
+/* n pieces for all outputs: 1, or as many rows. weights, scratch: (n, b->columns) */
+static nib_status work_on_pieces(const run *r, const batch *b, size_t index, size_t n, float *weights, float *scratch,
+                                 nib_error *error) {
     const nib_tensor *tensor = tensor_at(r, b->index);
     const nib_piece first = nib_tensor_piece(tensor, b->columns, b->first);
     nib_piece piece = nib_tensor_piece(tensor, b->columns, b->first + index);
@@ -170,19 +189,25 @@ static nib_status work_on_piece(const run *r, const batch *b, size_t index, floa
     bool is_decoded = false;
     for (size_t t = 0; t < r->n_targets; t++) {
         const nib_choice_of_format *choice = choice_of(r, t, b->index);
-        nib_row_error *measured = &b->errors[t * r->most_pieces + index];
+        nib_row_error *errors = &b->errors[t * r->most_pieces + index];
         nib_finding found;
         if (!b->is_wanted[t]) continue;
-        *measured = (nib_row_error){0};
+        for (size_t i = 0; i < n; i++) errors[i] = (nib_row_error){0};
         if (choice->copied) {
-            found = nib_piece_check(tensor, &piece, scratch);
+            nib_piece all = piece;
+            all.n *= n;
+            found = nib_piece_check(tensor, &all, scratch);
         } else {
             const uint64_t at =
                 position_in(choice->format, tensor, &piece) - position_in(choice->format, tensor, &first);
-            if (!is_decoded) nib_format_decode(tensor->format, weights, piece.data, piece.n);
+            if (!is_decoded) nib_format_decode(tensor->format, weights, piece.data, n * piece.n);
             is_decoded = true;
-            found = encode_piece(choice, r->params[t].measure_error, &piece, weights, b->out + b->out_at[t] + at,
-                                 scratch, measured);
+            found = encode_pieces(choice, r->params[t].measure_error, &piece, n, weights, b->out + b->out_at[t] + at,
+                                  scratch, errors);
+        }
+        if (found.verdict != NIB_VERDICT_OK && n > 1) { /* one by one, to tell which */
+            for (size_t i = 0; i < n; i++) NIB_TRY(work_on_pieces(r, b, index + i, 1, weights, scratch, error));
+            return NIB_OK;
         }
         if (found.verdict != NIB_VERDICT_OK) return refuse_piece(r, choice, &piece, &found, error);
     }
@@ -253,7 +278,10 @@ static nib_status encode_batch(void *user, size_t slot, unsigned worker, nib_err
         b->out_at[t] = out_at;
         if (!choice->copied) out_at += b->n_bytes[t];
     }
-    for (size_t i = 0; i < b->n; i++) NIB_TRY(work_on_piece(r, b, i, weights, weights + r->most_columns, error));
+    for (size_t i = 0, n; i < b->n; i += n) {
+        n = pieces_at_once(r, b, i);
+        NIB_TRY(work_on_pieces(r, b, i, n, weights, weights + r->most_columns, error));
+    }
     atomic_fetch_add(&r->n_worked_bytes, b->n_in);
     if (worker != 0) return NIB_OK; /* the calling thread tells how far all are */
     return nib_meter_add(&r->meter, (double)atomic_exchange(&r->n_worked_bytes, 0), error);

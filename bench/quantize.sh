@@ -3,7 +3,9 @@
 # How fast models are quantized, with an importance matrix, on random models. With LLAMA_CPP=DIR (a folder with
 # llama-quantize) the peer does the same in turn, on the same files, and the outputs are compared byte by byte.
 #   FORMATS="q4_k iq3_s"   instead of all; every matrix gets the one format (--pure)
-#   THREADS=2 ROUNDS=3     the numbers are medians over the rounds: of the seconds, and of each round's ratio
+#   THREADS=2 ROUNDS=3     the numbers are medians over the rounds: of the seconds, and of each round's ratio. "cpu" is the
+#                          ratio of processor seconds, which a busy machine disturbs less.
+#   COPIES=0               formats only
 #   LARGE=FILE SMALL=FILE  models instead of the random ones; SMALL is for formats that take the peer long
 # Prints, never judges: numbers depend on the machine. Inputs are in the page cache, outputs are brought to disk by nibble and
 # by the second kind of copy, and are left to the system by the peer and the first.
@@ -15,7 +17,8 @@ read -ra formats <<<"${FORMATS:-q4_k q5_k q2_k q3_k q6_k iq4_xs iq4_nl iq3_s iq3
 work=$(mktemp -d "${TMPDIR:-/tmp}/nibble-bench.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# measured COMMAND...: wall seconds and the most memory it had, in MB; mapped files count as far as they were touched.
+# measured COMMAND...: wall seconds, processor seconds, and the most memory it had, in MB; mapped files count as far as
+# they were touched.
 measured() {
     python3 - "$work/log" "$@" <<'P'
 import os, sys, time
@@ -27,7 +30,7 @@ _, status, usage = os.wait4(child, 0)
 seconds = time.monotonic() - began
 if status:
     sys.exit(f"failed: {' '.join(sys.argv[2:])}\n" + open(sys.argv[1]).read())
-print(f"{seconds:.4f} {usage.ru_maxrss / 1e3:.0f}")
+print(f"{seconds:.4f} {usage.ru_utime + usage.ru_stime:.4f} {usage.ru_maxrss / 1e3:.0f}")
 P
 }
 
@@ -88,35 +91,39 @@ for model in "$large" "$small"; do
 done
 
 printf 'threads: %s, rounds: %s\n\n%-9s %-6s %8s %8s' "$threads" "$rounds" format model nibble "its MB"
-[ -z "${LLAMA_CPP:-}" ] || printf ' %8s %8s %8s  %s' peer "its MB" ratio bytes
+[ -z "${LLAMA_CPP:-}" ] || printf ' %8s %8s %8s %8s  %s' peer "its MB" ratio cpu bytes
 printf '\n'
 for format in "${formats[@]}"; do
     model=$(model_for "$format")
-    : >"$work/rounds" && : >"$work/memory"
+    : >"$work/rounds" && : >"$work/cpu" && : >"$work/memory"
     same=same
     for ((round = 0; round < rounds; round++)); do
-        a=$(ours "$model" "$format") b="0 0"
+        a=$(ours "$model" "$format") b="0 0 0"
         if [ -n "${LLAMA_CPP:-}" ]; then
             b=$(peer "$model" "$format")
             cmp -s "$work/ours.gguf" "$work/peer.gguf" || same=DIFFER
         fi
-        echo "${a% *} ${b% *}" >>"$work/rounds"
-        echo "${a#* } ${b#* }" >>"$work/memory"
+        read -ra a <<<"$a" && read -ra b <<<"$b"
+        echo "${a[0]} ${b[0]}" >>"$work/rounds"
+        echo "${a[1]} ${b[1]}" >>"$work/cpu"
+        echo "${a[2]} ${b[2]}" >>"$work/memory"
     done
     read -r seconds_a seconds_b ratio < <(medians <"$work/rounds")
+    read -r _ _ cpu < <(medians <"$work/cpu")
     printf '%-9s %-6s %8s %8s' "$format" "$(basename "$model" .gguf)" "$seconds_a" "$(median_of 0 <"$work/memory")"
-    [ -z "${LLAMA_CPP:-}" ] || printf ' %8s %8s %8s  %s' "$seconds_b" "$(median_of 1 <"$work/memory")" "$ratio" "$same"
+    [ -z "${LLAMA_CPP:-}" ] || printf ' %8s %8s %8s %8s  %s' "$seconds_b" "$(median_of 1 <"$work/memory")" "$ratio" "$cpu" "$same"
     printf '\n'
 done
 
+[ "${COPIES:-1}" != 0 ] || exit 0
 printf '\nspeed as a share of a plain copy of %s (cp; then cp and sync): the same input read, as much or less written\n' "$(basename "$large")"
 for format in q8_0 q4_0 bf16; do
     : >"$work/plain" && : >"$work/synced"
     for ((round = 0; round < 2 * rounds; round++)); do
         a=$(ours "$large" "$format") b=$(copy "$large")
-        echo "${a% *} ${b% *}" >>"$work/plain"
+        echo "${a%% *} ${b%% *}" >>"$work/plain"
         a=$(ours "$large" "$format") b=$(copy_to_disk "$large")
-        echo "${a% *} ${b% *}" >>"$work/synced"
+        echo "${a%% *} ${b%% *}" >>"$work/synced"
     done
     read -r seconds_a seconds_b ratio < <(medians <"$work/plain")
     printf '%-9s nibble %s s, cp %s s: %s' "$format" "$seconds_a" "$seconds_b" "$ratio"

@@ -3,6 +3,7 @@
 #include "unit.h"
 
 #include "base/files.h"
+#include "file/gguf_file.h"
 #include "gguf_builder.h"
 #include "nibble/quant.h"
 #include <math.h>
@@ -399,6 +400,60 @@ static void test_importance_reaches_rows(void **state) {
     free_image(&b);
 }
 
+/* Rows longer than a piece of the quantizer's come out as if they had been encoded whole, also where importance is weighed
+ * by all of a row; alone, and beside an output that is cut up. */
+static void test_long_rows(void **state) {
+    (void)state;
+    enum { N_LONG = 2 * NIB_PIECE_COLUMNS + 512, N = N_LONG * N_ROWS };
+    const uint64_t ne[] = {N_LONG, N_ROWS};
+    float *values = nib_alloc(N, sizeof *values), *sums = nib_alloc(N_LONG, sizeof *sums), counts[1] = {1};
+    for (unsigned i = 0; i < N; i++) values[i] = sinf((float)i * 0.7f) * (float)(1 + i / NIB_PIECE_COLUMNS);
+    for (unsigned i = 0; i < N_LONG; i++) sums[i] = (float)(1 + i * 37 % 101);
+    builder b;
+    nib_gguf *source, *made;
+    nib_error error = {0};
+    begin_image(&b, 3);
+    put_kv_string(&b, "general.architecture", "llama");
+    put_tensor(&b, "blk.0.ffn_down.weight", 2, ne, 0, 0);
+    end_header(&b, 32);
+    put_bytes(&b, values, N * sizeof *values);
+    assert_int_equal(nib_gguf_open_memory(b.text.data, b.text.n_bytes, "model", &source, &error), NIB_OK);
+    const made_entry entry = {"blk.0.ffn_down.weight", N_LONG, 1, sums, counts};
+    nib_imatrix *imatrix = open_imatrix(put_gguf("i.gguf", &entry, 1));
+    const nib_recipe *recipe;
+    unsigned n_weigh_rows = 0;
+    for (unsigned k = 0; (recipe = nib_recipe_at(k)); k++) {
+        const nib_format *format = nib_recipe_format(recipe);
+        const nib_quantize_params one = {
+            .recipe = recipe, .imatrix = imatrix, .pure = true, .force = true, .no_sync = true};
+        nib_quantize_params both[2] = {one, one};
+        nib_quantized reports[2];
+        both[0].recipe = nib_recipe_find("q8_0", NULL);
+        const char *const paths[] = {in_folder("first.gguf"), in_folder("second.gguf")};
+        const size_t n_row = nib_format_row_bytes(format, N_LONG);
+        uint8_t *expected = nib_alloc(n_row, N_ROWS);
+        for (size_t i = 0; i < N_ROWS; i++)
+            assert_int_equal(nib_format_encode(format, expected + n_row * i, values + i * N_LONG, N_LONG, sums),
+                             NIB_VERDICT_OK);
+        for (size_t n = 1; n <= 2; n++) {
+            assert_int_equal(nib_quantize_many(source, n, paths + 2 - n, both + 2 - n, NULL, NULL, reports, &error),
+                             NIB_OK);
+            assert_int_equal(nib_gguf_open(paths[1], &made, &error), NIB_OK);
+            assert_memory_equal(nib_gguf_tensor_at(made, 0)->data, expected, n_row * N_ROWS);
+            nib_gguf_close(made);
+            for (size_t i = 0; i < n; i++) nib_quantized_fini(&reports[i]);
+        }
+        n_weigh_rows += nib_format_facts_of(format)->weighs_rows;
+        free(expected);
+    }
+    assert_int_equal(n_weigh_rows, 4); /* q4_0, q4_1, q5_0, q5_1 */
+    nib_imatrix_free(imatrix);
+    nib_gguf_close(source);
+    free_image(&b);
+    free(values);
+    free(sums);
+}
+
 static void expect_text(const nib_gguf *gguf, const char *key, const char *expected, size_t n) {
     nib_text text;
     assert_true(nib_gguf_get_text(gguf, key, &text));
@@ -514,7 +569,7 @@ int main(void) {
         cmocka_unit_test(test_repairs),       cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_damage),        cmocka_unit_test(test_importance_reaches_rows),
         cmocka_unit_test(test_metadata),      cmocka_unit_test(test_what_does_not_fit),
-        cmocka_unit_test(test_formats_agree),
+        cmocka_unit_test(test_formats_agree), cmocka_unit_test(test_long_rows),
     };
     if (!mkdtemp(folder)) {
         print_message("skipped: no temporary folder\n");

@@ -39,6 +39,7 @@ typedef struct nib_format_facts {
     const char *about; /* one line: what is stored, when to use it */
     bool can_encode, can_decode;
     bool is_nibbles_own; /* only nibble reads it */
+    bool weighs_rows;    /* with importance the whole row counts for every block: encode no row in parts */
 } nib_format_facts;
 
 /* All formats in a fixed order; NULL past the last. */

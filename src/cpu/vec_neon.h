@@ -1,5 +1,6 @@
-/* vec.h for ARM: 16 lanes in four registers of NEON. What is said of each function stands in vec.h. Lanes that compare, pick
- * and fold do it as the other levels do, also with NaN; byte products use the dot-product instructions of the level. */
+/* vec.h for ARM: 16 lanes in four registers of NEON. What is said of each function stands in vec_avx512.h. Lanes that
+ * compare, pick and fold do it as the other levels do, also with NaN; byte products use the dot-product instructions of
+ * the level. */
 #ifndef NIB_CPU_VEC_NEON_H
 #define NIB_CPU_VEC_NEON_H
 

@@ -11,20 +11,20 @@
 /* ---- Pieces -------------------------------------------------------------------------------------------------------- */
 
 /* Blocks are powers of two, at most 256 weights, in every format there is: pieces never split one. */
-static uint64_t pieces_per_row(const nib_tensor *tensor) {
-    return (tensor->ne[0] - 1) / NIB_PIECE_COLUMNS + 1;
+static uint64_t pieces_per_row(const nib_tensor *tensor, uint64_t columns) {
+    return (tensor->ne[0] - 1) / columns + 1;
 }
 
-uint64_t nib_tensor_n_pieces(const nib_tensor *tensor) {
-    return tensor->n_elements / tensor->ne[0] * pieces_per_row(tensor);
+uint64_t nib_tensor_n_pieces(const nib_tensor *tensor, uint64_t columns) {
+    return tensor->n_elements / tensor->ne[0] * pieces_per_row(tensor, columns);
 }
 
-nib_piece nib_tensor_piece(const nib_tensor *tensor, uint64_t index) {
+nib_piece nib_tensor_piece(const nib_tensor *tensor, uint64_t columns, uint64_t index) {
     const nib_format_facts *facts = nib_format_facts_of(tensor->format);
-    const uint64_t per_row = pieces_per_row(tensor);
-    nib_piece piece = {.row = index / per_row, .column = index % per_row * NIB_PIECE_COLUMNS};
+    const uint64_t per_row = pieces_per_row(tensor, columns);
+    nib_piece piece = {.row = index / per_row, .column = index % per_row * columns};
     const uint64_t n = tensor->ne[0] - piece.column;
-    piece.n = n < NIB_PIECE_COLUMNS ? (size_t)n : NIB_PIECE_COLUMNS;
+    piece.n = (size_t)(n < columns ? n : columns);
     piece.data = tensor->data + (piece.row * tensor->ne[0] + piece.column) / facts->block * facts->bytes;
     piece.n_bytes = piece.n / facts->block * facts->bytes;
     return piece;
@@ -78,7 +78,7 @@ nib_finding nib_piece_check(const nib_tensor *tensor, const nib_piece *piece, fl
 static void check_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
     const check_job *job = arg;
     for (size_t i = begin; i < end; i++) {
-        const nib_piece piece = nib_tensor_piece(job->tensor, job->first + i);
+        const nib_piece piece = nib_tensor_piece(job->tensor, NIB_PIECE_COLUMNS, job->first + i);
         job->findings[i] = nib_piece_check(job->tensor, &piece, job->scratch + (size_t)worker * NIB_PIECE_COLUMNS);
     }
 }
@@ -86,7 +86,7 @@ static void check_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
 static nib_status report(const nib_gguf *gguf, const check_job *job, uint64_t index, const nib_finding *found,
                          const nib_watch *watch, bool *warned, nib_error *error) {
     const nib_tensor *tensor = job->tensor;
-    const nib_piece piece = nib_tensor_piece(tensor, index);
+    const nib_piece piece = nib_tensor_piece(tensor, NIB_PIECE_COLUMNS, index);
     const char *format = nib_format_facts_of(tensor->format)->name;
     const char *path = nib_gguf_file_path(gguf, tensor->shard);
     if (found->is_damage) {
@@ -109,7 +109,7 @@ static nib_status report(const nib_gguf *gguf, const check_job *job, uint64_t in
 
 static nib_status check_tensor(const nib_gguf *gguf, check_job *job, nib_pool *pool, nib_meter *meter,
                                nib_error *error) {
-    const uint64_t n_pieces = nib_tensor_n_pieces(job->tensor);
+    const uint64_t n_pieces = nib_tensor_n_pieces(job->tensor, NIB_PIECE_COLUMNS);
     bool warned = false;
     for (job->first = 0; job->first < n_pieces; job->first += BATCH_PIECES) {
         const uint64_t rest = n_pieces - job->first;
@@ -118,7 +118,7 @@ static nib_status check_tensor(const nib_gguf *gguf, check_job *job, nib_pool *p
         uint64_t n_bytes = 0;
         for (size_t i = 0; i < n; i++) {
             NIB_TRY(report(gguf, job, job->first + i, &job->findings[i], meter->watch, &warned, error));
-            n_bytes += nib_tensor_piece(job->tensor, job->first + i).n_bytes;
+            n_bytes += nib_tensor_piece(job->tensor, NIB_PIECE_COLUMNS, job->first + i).n_bytes;
         }
         NIB_TRY(nib_meter_add(meter, (double)n_bytes, error));
     }

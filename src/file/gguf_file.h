@@ -53,7 +53,8 @@ void nib_gguf_hash_head(XXH3_state_t *state, const char *name, const nib_format 
 void nib_gguf_hash_text(const XXH3_state_t *state, char out[33]);
 
 /* A piece of a tensor: `n` columns of one row, from `column`, both multiples of the format's block. The pieces of a
- * tensor are numbered row by row; their length is fixed, so that nothing computed per piece depends on threads. */
+ * tensor are numbered row by row; their length is fixed, so that nothing computed per piece depends on threads:
+ * `columns`, of which the last piece of a row has what is left; NIB_PIECE_COLUMNS, or ne[0] for whole rows. */
 #define NIB_PIECE_COLUMNS 8192u
 typedef struct nib_piece {
     uint64_t row, column;
@@ -61,8 +62,8 @@ typedef struct nib_piece {
     const uint8_t *data;
     size_t n_bytes;
 } nib_piece;
-uint64_t nib_tensor_n_pieces(const nib_tensor *tensor);
-nib_piece nib_tensor_piece(const nib_tensor *tensor, uint64_t index);
+uint64_t nib_tensor_n_pieces(const nib_tensor *tensor, uint64_t columns);
+nib_piece nib_tensor_piece(const nib_tensor *tensor, uint64_t columns, uint64_t index);
 /* First NaN or infinity of (n) floats; n if there is none. */
 size_t nib_first_not_finite(const float *values, size_t n);
 
@@ -73,7 +74,7 @@ typedef struct nib_finding {
     bool has_column; /* of the first value that is not finite */
     uint64_t column;
 } nib_finding;
-/* scratch: (NIB_PIECE_COLUMNS) floats. */
+/* scratch: (piece->n) floats. */
 nib_finding nib_piece_check(const nib_tensor *tensor, const nib_piece *piece, float *scratch);
 
 #endif

@@ -1,4 +1,4 @@
-/* Points of codebooks as vectors, for the products of five tokens or fewer and for unpack: the tables are looked up in
+/* Points of codebooks as vectors, for the products of a few tokens and for unpack: the tables are looked up in
  * registers where they fit there (the halves of points of 4, packed into bytes), else in memory. Signs are added as the
  * bits of masks; codes are `offset` + value or - value. Only for levels with byte permutations. */
 #ifndef NIB_FORMAT_CODEBOOK_DOT_H

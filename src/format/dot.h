@@ -317,7 +317,7 @@ typedef struct dot_whole {
 /* weight i = scale[i / group] * code - min[i / group] */
 typedef struct dot_groups {
     vi code[DOT_PARTS];
-    vf scale, min; /* the first 256 / group; the others are zero */
+    vf scale, min; /* the first 256 / group; the others are finite, and do not count */
 } dot_groups;
 
 DOT_INLINE void dot_fetch(const char *at, size_t bytes) {
@@ -400,11 +400,13 @@ DOT_INLINE void dot_rows_whole(const nib_dot_task *task, size_t n_tokens, dot_re
     }
 }
 
-/* Rows of formats with smaller blocks: `bytes` hold 256 weights; what is left at the end of a row is unpacked to memory. */
-DOT_INLINE void dot_rows_groups(const nib_format *format, const nib_dot_task *task, size_t n_tokens,
-                                dot_read_groups *read, size_t bytes, int group, int most) {
+/* Rows of formats with smaller blocks: `bytes` hold 256 weights; what is left at the end is read as nib_last_block says,
+ * and a row of less is copied and followed by zeros. */
+DOT_INLINE void dot_rows_groups(const nib_dot_task *task, size_t n_tokens, dot_read_groups *read, size_t bytes,
+                                int group, int most) {
     const size_t n_whole = task->n_cols / NIB_PANEL_K, rest = task->n_cols % NIB_PANEL_K;
     const size_t stride = n_whole + (rest > 0);
+    char tail[2 * NIB_PANEL_K] = {0};
     for (size_t r = 0; r < task->n_rows; r++) {
         const char *at = (const char *)task->weights + r * task->row_bytes;
         const nib_int_row *row = task->packed;
@@ -417,10 +419,9 @@ DOT_INLINE void dot_rows_groups(const nib_format *format, const nib_dot_task *ta
             dot_groups_step(&w, row, stride, n_tokens, group, most, total);
         }
         if (rest) {
-            nib_codes codes = {0};
             dot_groups w;
-            format->unpack(format, &codes, at, rest);
-            dot_read_codes(&w, &codes);
+            if (!n_whole) memcpy(tail, at, task->row_bytes);
+            read(&w, n_whole ? at + rest * bytes / NIB_PANEL_K - bytes : tail);
             dot_groups_step(&w, row, stride, n_tokens, group, most, total);
         }
         dot_store(task, r, n_tokens, total);
@@ -507,9 +508,10 @@ DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *ta
         (void)format;                                                            \
         NIB_DOT_EACH(task, n, dot_rows_whole(task, n, read, bytes, group, most)) \
     }
-#define NIB_DOT_GROUPS(name, read, bytes, group, most)                                    \
-    static void name(const nib_format *format, const nib_dot_task *task) {                \
-        NIB_DOT_EACH(task, n, dot_rows_groups(format, task, n, read, bytes, group, most)) \
+#define NIB_DOT_GROUPS(name, read, bytes, group, most)                            \
+    static void name(const nib_format *format, const nib_dot_task *task) {        \
+        (void)format;                                                             \
+        NIB_DOT_EACH(task, n, dot_rows_groups(task, n, read, bytes, group, most)) \
     }
 
 #define NIB_DOT_FLOATS(name, read, bytes)                                    \

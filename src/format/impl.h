@@ -46,7 +46,16 @@ typedef struct nib_panel {
     float minus_d_min[16];
 } nib_panel;
 
-enum { NIB_DOT_TOKENS = 5 }; /* up to here products go row by row */
+enum { NIB_DOT_TOKENS = 5 }; /* products of more never go row by row */
+
+/* Rows are cut into blocks of 256 columns; where the last one begins. If columns are left, it is the last 256 of all, of
+ * which those that an earlier block has count as zero: so no block but an only one is broken. Rounding goes by 32 columns,
+ * so they must not be cut apart. */
+static inline size_t nib_last_block(size_t n_cols) {
+    const size_t rest = n_cols % NIB_PANEL_K;
+    if (rest && n_cols > NIB_PANEL_K && n_cols % 32 == 0) return n_cols - NIB_PANEL_K;
+    return n_cols - (rest ? rest : NIB_PANEL_K);
+}
 
 /* 256 activations of one token as integers, in natural order, rounded as NIB_ACT_Q8_32 or NIB_ACT_Q8_256 says. */
 typedef struct nib_int_row {

@@ -30,7 +30,7 @@ typedef struct nib_product {
 /* Scratch for nib_linear with up to n_tokens tokens of up to n_cols columns, whatever the formats. 64-byte aligned. */
 size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_workers);
 /* out[i] = x W_i^T + bias_i for every product; all weights have the same n_cols. x: (n_tokens, n_cols).
- * 1..5 tokens go straight from file layout (memory-bound), 6 or more through unpacked panels. */
+ * A few tokens (at most 5) go straight from file layout, where memory sets the pace, more through unpacked panels. */
 void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens, const nib_product *products,
                 uint32_t n_products, void *scratch);
 

@@ -98,6 +98,7 @@ typedef struct nib_pack_kernels {
 
 typedef struct nib_gemm_kernels {
     bool has_bf16;
+    bool has_dp4; /* four bytes are multiplied and added in one instruction */
     /* sums: (n_tokens, 32) floats of this worker. */
     void (*panel)(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums);
 } nib_gemm_kernels;

@@ -1,6 +1,6 @@
-/* Matrix products of six tokens or more: 32 rows of weights are unpacked 256 columns at a time and turned so that a vector
- * holds one column (or four bytes of columns) of 16 rows; a register tile of 32 rows x at most 6 tokens then runs down the
- * columns.
+/* Matrix products of more than a few tokens: 32 rows of weights are unpacked 256 columns at a time and turned so that a
+ * vector holds one column (or four bytes of columns) of 16 rows; a register tile of 32 rows x at most 6 tokens then runs
+ * down the columns.
  *
  *     weights (rows)            panel                         tile of activations
  *     row 0  c0 c1 c2 ..        k4=0: [row 0: c0..c3] ..      k4=0: [token 0: a0..a3] .. [token 5: a0..a3]
@@ -72,15 +72,16 @@ NIB_INLINE void tile_pairs(size_t n, const uint32_t *tile, const uint32_t (*pane
         break;           \
     }
 
-static void tile_floats(size_t n_columns, const float *tile, const float *panel, size_t n_k, float *sums, bool first) {
+static __attribute__((noinline)) void tile_floats(size_t n_columns, const float *tile, const float *panel, size_t n_k,
+                                                  float *sums, bool first) {
 #define CALL(n) tile_f32_columns(n, tile, TOKENS, 1, panel, ROWS, n_k, sums, ROWS, first)
     EACH_WIDTH(CALL)
 #undef CALL
 }
 
 #if defined(__AVX512BF16__)
-static void tile_bf16(size_t n_columns, const uint32_t *tile, const uint32_t (*panel)[ROWS], size_t n_pairs,
-                      float *sums, bool first) {
+static __attribute__((noinline)) void tile_bf16(size_t n_columns, const uint32_t *tile, const uint32_t (*panel)[ROWS],
+                                                size_t n_pairs, float *sums, bool first) {
 #define CALL(n) tile_pairs(n, tile, panel, n_pairs, sums, first)
     EACH_WIDTH(CALL)
 #undef CALL
@@ -99,26 +100,24 @@ typedef struct int_work {
 /* Four bytes of 4 * n_k columns. row: in vectors */
 NIB_INLINE void dot_codes(vi dot[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t row, size_t column, size_t n,
                           size_t k, size_t n_k) {
-    const nib_panel *half = work->half + row;
+    const nib_panel *panel = work->half + row;
     NIB_UNROLL for (size_t i = k; i < k + n_k; i++) {
         vi codes[INT_VECTORS];
-        EACH_VECTOR codes[v] = vi_load(half[v].code[i]);
+        EACH_VECTOR codes[v] = vi_load(panel[v].code[i]);
 #if defined(NIB_VEC_DP4)
         EACH_COLUMN {
             const vi x = vi_splat_4(work->tile->code[i][column + j]);
             EACH_VECTOR dot[j][v] = vi_dp4(dot[j][v], codes[v], x);
         }
 #else
-        const vi mask = vi_splat(0x00ff00ff);
-        vi odd[INT_VECTORS];
-        EACH_VECTOR {
-            odd[v] = vi_and(vi_shr(codes[v], 8), mask);
-            codes[v] = vi_and(codes[v], mask);
-        }
-        EACH_COLUMN {
-            const vi x = vi_splat_4(work->tile->code[i][column + j][0]),
-                     y = vi_splat_4(work->tile->code[i][column + j][1]);
-            EACH_VECTOR dot[j][v] = vi_dp2(vi_dp2(dot[j][v], codes[v], x), odd[v], y);
+        /* Even bytes of all columns, then odd ones: fewer vectors are alive at once. */
+        NIB_UNROLL for (size_t half = 0; half < 2; half++) {
+            vi bytes[INT_VECTORS];
+            EACH_VECTOR bytes[v] = vi_and(half ? vi_shr(codes[v], 8) : codes[v], vi_splat(0x00ff00ff));
+            EACH_COLUMN {
+                const vi x = vi_splat_4(work->tile->code[i][column + j][half]);
+                EACH_VECTOR dot[j][v] = vi_dp2(dot[j][v], bytes[v], x);
+            }
         }
 #endif
     }
@@ -135,7 +134,8 @@ NIB_INLINE void tile_ints_part(const int_work *work, size_t group, bool per_32, 
                                                       : tile->minus_sum256;
     vf total[INT_COLUMNS][INT_VECTORS];
     EACH_COLUMN EACH_VECTOR total[j][v] = vf_zero();
-    for (size_t g = 0; g < work->n_groups; g++) {
+    const size_t n_groups = group == 256 ? 1 : work->n_groups;
+    for (size_t g = 0; g < n_groups; g++) {
         vi dot[INT_COLUMNS][INT_VECTORS];
         EACH_COLUMN {
             const vi begin = min_group ? vi_splat(0) : vi_shl_by(vi_splat(minus_sum[g][column + j]), work->centre);
@@ -181,19 +181,20 @@ NIB_INLINE void tile_ints(const int_work *work, size_t group, bool per_32, size_
 
 typedef void int_tile_fn(const int_work *work, float *sums, bool first);
 
-#define INT_TILE(name, n, ...)                                                                        \
-    static __attribute__((noinline)) void name##_##n(const int_work *work, float *sums, bool first) { \
-        tile_ints(work, __VA_ARGS__, n, sums, first);                                                 \
+#define INT_TILE(name, n, ...)                                                                               \
+    static __attribute__((noinline)) void tile_##name##_##n(const int_work *work, float *sums, bool first) { \
+        tile_ints(work, __VA_ARGS__, n, sums, first);                                                        \
     }
 /* One function for every number of columns. */
-#define INT_TILES(name, ...)       \
-    INT_TILE(name, 1, __VA_ARGS__) \
-    INT_TILE(name, 2, __VA_ARGS__) \
-    INT_TILE(name, 3, __VA_ARGS__) \
-    INT_TILE(name, 4, __VA_ARGS__) \
-    INT_TILE(name, 5, __VA_ARGS__) \
-    INT_TILE(name, 6, __VA_ARGS__) \
-    static int_tile_fn *const name[TOKENS] = {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6};
+#define INT_TILES(name, ...)                                                                     \
+    INT_TILE(name, 1, __VA_ARGS__)                                                               \
+    INT_TILE(name, 2, __VA_ARGS__)                                                               \
+    INT_TILE(name, 3, __VA_ARGS__)                                                               \
+    INT_TILE(name, 4, __VA_ARGS__)                                                               \
+    INT_TILE(name, 5, __VA_ARGS__)                                                               \
+    INT_TILE(name, 6, __VA_ARGS__)                                                               \
+    static int_tile_fn *const name[TOKENS] = {tile_##name##_1, tile_##name##_2, tile_##name##_3, \
+                                              tile_##name##_4, tile_##name##_5, tile_##name##_6};
 
 INT_TILES(per_32_group_16, 16, true, 0)
 INT_TILES(per_32_group_32, 32, true, 0)
@@ -386,6 +387,9 @@ extern const nib_gemm_kernels NIB_AT_LEVEL(nib_gemm_kernels_);
 const nib_gemm_kernels NIB_AT_LEVEL(nib_gemm_kernels_) = {
 #if defined(__AVX512BF16__)
     .has_bf16 = true,
+#endif
+#if defined(NIB_VEC_DP4)
+    .has_dp4 = true,
 #endif
     .panel = panel,
 };

@@ -1,4 +1,4 @@
-/* Matrix products of five tokens or fewer: each row of weights is multiplied along its length as it lies in the file, so
+/* Matrix products of a few tokens: each row of weights is multiplied along its length as it lies in the file, so
  * that the weights pass by once, at the speed of memory. Formats that have a `dot` (format/dot.h) do so in registers, the
  * others are unpacked or decoded into memory first. */
 #include "format/dot.h"
@@ -16,9 +16,10 @@ NIB_INLINE void row_ints(const nib_linear_task *task, size_t r, size_t n_tokens,
     for (size_t first = 0; first < n_blocks; first += GEMV_AHEAD) {
         const size_t end = first + GEMV_AHEAD < n_blocks ? first + GEMV_AHEAD : n_blocks;
         for (size_t b = first; b < end; b++) {
-            const size_t n = task->n_cols - b * K < K ? task->n_cols - b * K : K;
+            const size_t k = b + 1 < n_blocks ? b * K : nib_last_block(task->n_cols);
+            const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
             if (n < K) memset(&codes[b - first], 0, sizeof *codes); /* what an earlier block left must not count */
-            format->unpack(format, &codes[b - first], columns_at(task, r, b * K), n);
+            format->unpack(format, &codes[b - first], columns_at(task, r, k), n);
         }
         for (size_t b = first; b < end; b++) {
             dot_groups w;

@@ -111,9 +111,12 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         }
         nib_int_row *out = (nib_int_row *)row + k / K;
         int32_t sum[K / 16];
-        load_block(NIB_ACT_F32, x, k, n_cols, block);
+        const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;
+        load_block(NIB_ACT_F32, x, begin, n_cols, block);
         memset(out, 0, sizeof *out);
         quantize_block(route, block, out->code, out->scale, sum);
+        memset(out->code, 0, n_before);
+        memset(sum, 0, n_before / 16 * sizeof *sum);
         for (size_t i = 0; i < K / 16; i++) {
             out->whole16[i] = (int16_t)sum[i];
             out->sum16[i] = (float)sum[i] * out->scale[i / 2];

@@ -1,5 +1,6 @@
 /* Matrix products over the pool. Activations are rounded and packed once for all products that want them the same way;
- * then the workers claim pieces of the weights: 32 rows (and at most 516 tokens), or 16 rows when tokens are few. */
+ * then the workers claim pieces of the weights: 32 rows (and at most 516 tokens) by panels, or some rows when tokens are
+ * few. */
 #include "base/memory.h"
 #include "cpu/cpu.h"
 #include "format/format.h"
@@ -24,7 +25,10 @@ static const linear_kernels *kernels_in_use(void) {
 
 enum {
     CHUNK_TILES = 86, /* tiles of tokens in one piece: their sums, 64 KiB, stay in the second cache */
-    GEMV_ROWS = 16,
+    MIN_ROWS = 16,    /* by rows: a piece is so many, and more while the weights of a piece are few */
+    MAX_ROWS = 64,
+    PIECE_BYTES = 32 << 10,
+    PRODUCTS_AT_ONCE = 32,
 };
 
 /* One worker's memory. */
@@ -33,15 +37,29 @@ typedef struct worker_scratch {
     _Alignas(64) float sums[CHUNK_TILES * NIB_TILE_TOKENS * NIB_PANEL_ROWS];
 } worker_scratch;
 
+/* How a product goes: products that go the same way share their activations. */
+typedef struct way {
+    nib_route route;
+    nib_activation rounding;
+    bool by_rows;
+} way;
+
+/* A product, and what all its pieces need to know. */
+typedef struct prepared {
+    const nib_product *product;
+    const nib_format *format; /* the level's own */
+    way way;
+    size_t row_bytes, n_pieces;
+    uint32_t height; /* rows of a piece */
+} prepared;
+
 typedef struct linear_job {
     const linear_kernels *kernels;
     nib_path path;
-    nib_route route;
-    nib_activation rounding;
     const float *x;
     uint32_t n_tokens, n_cols;
-    const nib_product *products;
-    uint32_t n_products;
+    way way; /* of the products that run now */
+    const prepared *products;
     void *packed;
     worker_scratch *workers;
 } linear_job;
@@ -61,11 +79,9 @@ size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_w
 
 /* ---- which way -------------------------------------------------------------------------------------------------- */
 
-static nib_route route_of(const linear_job *job, const nib_format *format, nib_activation *rounding) {
-    *rounding = NIB_ACT_F32;
+static nib_route route_of(const linear_job *job, const nib_format *format) {
     if (job->path == NIB_PATH_EXACT) return NIB_ROUTE_F32;
     if (format->facts.kind == NIB_CLASS_FLOAT) {
-        *rounding = format->activation;
         const bool stored_bf16 =
             format->activation == NIB_ACT_BF16 && format->facts.block == 1 && format->facts.bytes == 2;
         return stored_bf16 && job->kernels->gemm->has_bf16 && job->n_tokens > NIB_GEMV_TOKENS ? NIB_ROUTE_BF16
@@ -77,11 +93,30 @@ static nib_route route_of(const linear_job *job, const nib_format *format, nib_a
     return format->activation == NIB_ACT_Q8_256 ? NIB_ROUTE_INT_256 : NIB_ROUTE_F32;
 }
 
+/* Up to how many tokens rows are quicker than panels, as measured. Where bytes are multiplied in one instruction panels
+ * pay as soon as turning them does, which is the sooner the fewer their bytes are. */
+static uint32_t most_by_rows(const linear_job *job, const nib_format *format, nib_route route) {
+    if (route == NIB_ROUTE_F32 || !format->turn || !job->kernels->gemm->has_dp4) return NIB_GEMV_TOKENS;
+    const uint32_t bits = format->facts.bytes * 8 / format->facts.block;
+    return bits < 5 ? 1 : bits < 6 ? 2 : 3;
+}
+
+static way way_of(const linear_job *job, const nib_format *format) {
+    const nib_route route = route_of(job, format);
+    const bool rounds = job->path == NIB_PATH_DEPLOYED && format->facts.kind == NIB_CLASS_FLOAT;
+    return (way){.route = route,
+                 .rounding = rounds ? format->activation : NIB_ACT_F32,
+                 .by_rows = job->n_tokens <= most_by_rows(job, format, route)};
+}
+
+static bool is_same_way(way x, way y) {
+    return x.route == y.route && x.rounding == y.rounding && x.by_rows == y.by_rows;
+}
+
 nib_multiply nib_multiply_of(const nib_format *format) {
-    nib_activation rounding;
     const linear_job many = {
         .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
-    switch (route_of(&many, nib_format_fast(format), &rounding)) {
+    switch (route_of(&many, nib_format_fast(format))) {
     case NIB_ROUTE_INT_32:
     case NIB_ROUTE_INT_256:
         return NIB_MULTIPLY_INT8;
@@ -94,10 +129,9 @@ nib_multiply nib_multiply_of(const nib_format *format) {
 }
 
 nib_format_kernels nib_format_kernels_of(const nib_format *format) {
-    nib_activation rounding;
     const linear_job many = {
         .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
-    switch (route_of(&many, nib_format_fast(format), &rounding)) {
+    switch (route_of(&many, nib_format_fast(format))) {
     case NIB_ROUTE_INT_32:
         return (nib_format_kernels){"8-bit panels, activations rounded to 8 bits per 32", "8-bit rows"};
     case NIB_ROUTE_INT_256:
@@ -110,55 +144,60 @@ nib_format_kernels nib_format_kernels_of(const nib_format *format) {
     return (nib_format_kernels){"panels of floats", "rows of floats"};
 }
 
-/* Does the product go the way that the job runs now? */
-static bool is_wanted(const linear_job *job, const nib_product *product) {
-    nib_activation rounding;
-    return route_of(job, nib_format_fast(product->weight.format), &rounding) == job->route && rounding == job->rounding;
-}
-
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
 static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
     const linear_job *job = arg;
     (void)worker;
     for (size_t i = begin; i < end; i++)
-        job->kernels->pack->tile(job->route, job->rounding, job->x, job->n_tokens, job->n_cols, i, job->packed);
+        job->kernels->pack->tile(job->way.route, job->way.rounding, job->x, job->n_tokens, job->n_cols, i, job->packed);
 }
 
 static void pack_rows(const linear_job *job) {
-    const size_t row_bytes = blocks_of(job->n_cols) * nib_row_block_bytes(job->route);
+    const size_t row_bytes = blocks_of(job->n_cols) * nib_row_block_bytes(job->way.route);
     for (size_t t = 0; t < job->n_tokens; t++)
-        job->kernels->pack->row(job->route, job->rounding, job->x + t * job->n_cols, job->n_cols,
+        job->kernels->pack->row(job->way.route, job->way.rounding, job->x + t * job->n_cols, job->n_cols,
                                 (char *)job->packed + t * row_bytes);
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */
 
-static size_t pieces_of(const linear_job *job, const nib_product *product) {
-    const size_t n_rows = product->weight.n_rows;
-    if (job->n_tokens <= NIB_GEMV_TOKENS) return (n_rows + GEMV_ROWS - 1) / GEMV_ROWS;
-    const size_t n_chunks = (nib_tiles_of(job->n_tokens) + CHUNK_TILES - 1) / CHUNK_TILES;
-    return (n_rows + NIB_PANEL_ROWS - 1) / NIB_PANEL_ROWS * n_chunks;
+static prepared prepare(const linear_job *job, const nib_product *product) {
+    const nib_matrix *weight = &product->weight;
+    prepared of = {.product = product,
+                   .format = nib_format_fast(weight->format),
+                   .row_bytes = nib_format_row_bytes(weight->format, weight->n_cols),
+                   .height = NIB_PANEL_ROWS};
+    of.way = way_of(job, of.format);
+    size_t n_chunks = 1;
+    if (of.way.by_rows) {
+        for (of.height = MIN_ROWS; of.height < MAX_ROWS && 2 * of.height * of.row_bytes <= PIECE_BYTES;) of.height *= 2;
+    } else {
+        n_chunks = (nib_tiles_of(job->n_tokens) + CHUNK_TILES - 1) / CHUNK_TILES;
+    }
+    of.n_pieces = (weight->n_rows + of.height - 1) / of.height * n_chunks;
+    return of;
 }
 
-static void run_piece(const linear_job *job, const nib_product *product, size_t piece, worker_scratch *scratch) {
+static void run_piece(const linear_job *job, const prepared *of, size_t piece, worker_scratch *scratch) {
+    const nib_product *product = of->product;
     const nib_matrix *weight = &product->weight;
-    const bool few = job->n_tokens <= NIB_GEMV_TOKENS;
-    const size_t n_tiles = nib_tiles_of(job->n_tokens), n_chunks = few ? 1 : (n_tiles + CHUNK_TILES - 1) / CHUNK_TILES;
-    const uint32_t height = few ? GEMV_ROWS : NIB_PANEL_ROWS, row = (uint32_t)(piece / n_chunks) * height;
+    const bool by_rows = of->way.by_rows;
+    const size_t n_tiles = nib_tiles_of(job->n_tokens),
+                 n_chunks = by_rows ? 1 : (n_tiles + CHUNK_TILES - 1) / CHUNK_TILES;
+    const uint32_t row = (uint32_t)(piece / n_chunks) * of->height;
     const size_t first = piece % n_chunks * CHUNK_TILES;
-    const size_t end = few || n_tiles - first < CHUNK_TILES ? n_tiles : first + CHUNK_TILES;
+    const size_t end = by_rows || n_tiles - first < CHUNK_TILES ? n_tiles : first + CHUNK_TILES;
     const size_t token = nib_tile_begin(first, job->n_tokens);
-    const size_t row_bytes = nib_format_row_bytes(weight->format, weight->n_cols);
     const nib_linear_task task = {
-        .format = nib_format_fast(weight->format),
-        .route = job->route,
-        .weights = (const char *)weight->data + row * row_bytes,
-        .row_bytes = row_bytes,
+        .format = of->format,
+        .route = of->way.route,
+        .weights = (const char *)weight->data + row * of->row_bytes,
+        .row_bytes = of->row_bytes,
         .n_cols = weight->n_cols,
-        .n_rows = weight->n_rows - row < height ? weight->n_rows - row : height,
+        .n_rows = weight->n_rows - row < of->height ? weight->n_rows - row : of->height,
         .tiles = job->packed,
-        .tile_bytes = nib_tile_bytes(job->kernels->pack, job->route),
+        .tile_bytes = nib_tile_bytes(job->kernels->pack, of->way.route),
         .n_tokens = (uint32_t)(nib_tile_begin(end, job->n_tokens) - token),
         .first_tile = (uint32_t)first,
         .n_tiles = (uint32_t)(end - first),
@@ -167,7 +206,7 @@ static void run_piece(const linear_job *job, const nib_product *product, size_t 
         .out = product->out + token * weight->n_rows + row,
         .out_stride = weight->n_rows,
     };
-    if (few)
+    if (by_rows)
         job->kernels->gemv->rows(&task, &scratch->panel);
     else
         job->kernels->gemm->panel(&task, &scratch->panel, scratch->sums);
@@ -176,16 +215,35 @@ static void run_piece(const linear_job *job, const nib_product *product, size_t 
 static void run_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
     const linear_job *job = arg;
     for (size_t i = begin; i < end; i++) {
+        const prepared *of = job->products;
         size_t piece = i;
-        for (const nib_product *product = job->products;; product++) {
-            if (!is_wanted(job, product)) continue;
-            const size_t n = pieces_of(job, product);
-            if (piece < n) {
-                run_piece(job, product, piece, job->workers + worker);
-                break;
+        for (; piece >= of->n_pieces; of++) piece -= of->n_pieces;
+        run_piece(job, of, piece, job->workers + worker);
+    }
+}
+
+/* At most PRODUCTS_AT_ONCE products, one way after the other. */
+static void run_products(nib_pool *pool, linear_job *job, const nib_product *products, size_t n) {
+    prepared all[PRODUCTS_AT_ONCE], now[PRODUCTS_AT_ONCE];
+    for (size_t i = 0; i < n; i++) all[i] = prepare(job, products + i);
+    for (size_t left = n; left;) {
+        size_t n_now = 0, n_later = 0, n_pieces = 0;
+        job->way = all[0].way;
+        for (size_t i = 0; i < left; i++) {
+            if (!is_same_way(all[i].way, job->way)) {
+                all[n_later++] = all[i];
+                continue;
             }
-            piece -= n;
+            n_pieces += all[i].n_pieces;
+            now[n_now++] = all[i];
         }
+        left = n_later;
+        job->products = now;
+        if (job->way.by_rows)
+            pack_rows(job);
+        else
+            nib_par_for(pool, nib_tiles_of(job->n_tokens), 1, pack_tiles, job);
+        nib_par_for(pool, n_pieces, 1, run_pieces, job);
     }
 }
 
@@ -198,25 +256,11 @@ void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens
         .x = x,
         .n_tokens = n_tokens,
         .n_cols = products[0].weight.n_cols,
-        .products = products,
-        .n_products = n_products,
         .packed = scratch,
     };
     job.workers = (worker_scratch *)((char *)scratch + packed_bytes(job.n_cols, n_tokens));
-    for (uint32_t i = 0; i < n_products; i++) {
-        job.route = route_of(&job, nib_format_fast(products[i].weight.format), &job.rounding);
-        size_t n_pieces = 0;
-        bool done = false; /* with an earlier product that goes the same way */
-        for (uint32_t j = 0; j < n_products; j++) {
-            if (!is_wanted(&job, products + j)) continue;
-            done |= j < i;
-            n_pieces += pieces_of(&job, products + j);
-        }
-        if (done) continue;
-        if (n_tokens <= NIB_GEMV_TOKENS)
-            pack_rows(&job);
-        else
-            nib_par_for(pool, nib_tiles_of(n_tokens), 1, pack_tiles, &job);
-        nib_par_for(pool, n_pieces, 1, run_pieces, &job);
+    for (uint32_t i = 0; i < n_products; i += PRODUCTS_AT_ONCE) {
+        const uint32_t left = n_products - i;
+        run_products(pool, &job, products + i, left < PRODUCTS_AT_ONCE ? left : PRODUCTS_AT_ONCE);
     }
 }

@@ -6,7 +6,8 @@
  * Invariants:
  *   - a piece is at most 8192 columns of one row and a whole number of blocks, and what is under way at once is some
  *     batches of fixed size, two more than workers, so memory depends neither on the model nor on a tensor, only (a little)
- *     on the number of threads and outputs;
+ *     on the number of threads and outputs; but for formats that weigh rows (nib_format_facts) a piece is a row, and room
+ *     is made for the longest such;
  *   - what is computed per piece is combined in the order of the pieces: nothing depends on the number of threads;
  *   - every size is known before the first byte is written, and what comes out has exactly that size;
  *   - payloads are read from the file, not through its mapping: a file that shrinks meanwhile is an error, not a signal;
@@ -27,7 +28,7 @@
 
 /* Of one batch: small enough for a core's cache, and of the slowest encoder a tenth of a second, which is how late an
  * interruption is noticed. */
-#define BATCH_IN_BYTES  (1u << 20)
+#define BATCH_IN_BYTES  (1u << 20) /* at least, and a piece */
 #define BATCH_OUT_BYTES (1u << 20) /* at least, and a piece of every output */
 #define BATCH_WEIGHTS   (1u << 18)
 #define BATCH_PIECES    4096u
@@ -42,8 +43,9 @@ typedef struct batch {
     size_t index;   /* of the tensor, in output order */
     uint64_t first; /* piece */
     size_t n;       /* pieces */
+    size_t columns; /* of a piece */
     bool is_last;   /* of the tensor */
-    uint8_t *in;    /* (BATCH_IN_BYTES) the pieces as stored */
+    uint8_t *in;    /* (in_bytes) the pieces as stored */
     size_t n_in;
     uint8_t *out;                      /* (out_bytes) encoded pieces of all outputs that do not copy, back to back */
     bool is_wanted[NIB_QUANTIZE_MOST]; /* by this output: false if an earlier run has written it */
@@ -59,8 +61,9 @@ typedef struct run {
     size_t n_targets, n_tensors;
     nib_pool *pool;
     char stage[96];
-    size_t out_bytes, most_pieces; /* of a batch */
-    batch *batches;                /* (n_batches) */
+    size_t in_bytes, out_bytes, most_pieces; /* of a batch */
+    size_t most_columns;                     /* of a piece */
+    batch *batches;                          /* (n_batches) */
     size_t n_batches;
 
     size_t n_before[NIB_QUANTIZE_MOST]; /* tensors each output has from an earlier run */
@@ -68,7 +71,7 @@ typedef struct run {
     size_t next_tensor; /* the reader's */
     uint64_t next_piece;
 
-    float *scratch;               /* (workers, 2, NIB_PIECE_COLUMNS) the workers': weights, and what became of them */
+    float *scratch;               /* (workers, 2, most_columns) the workers': weights, and what became of them */
     atomic_size_t n_worked_bytes; /* of the input, not yet reported */
     nib_meter meter;              /* the calling thread's */
 
@@ -83,15 +86,27 @@ static const nib_tensor *tensor_at(const run *r, size_t index) {
     return choice_of(r, 0, index)->tensor; /* every recipe has the same order */
 }
 
+static uint64_t columns_of_pieces(const run *r, size_t index) {
+    const nib_tensor *tensor = tensor_at(r, index);
+    if (tensor->ne[0] <= NIB_PIECE_COLUMNS) return tensor->ne[0];
+    for (size_t t = 0; t < r->n_targets; t++) {
+        const nib_choice_of_format *choice = choice_of(r, t, index);
+        if (!choice->copied && choice->importance && nib_format_facts_of(choice->format)->weighs_rows)
+            return tensor->ne[0];
+    }
+    return NIB_PIECE_COLUMNS;
+}
+
 /* Where a piece begins in its tensor if that is stored in this format. */
 static uint64_t position_in(const nib_format *format, const nib_tensor *tensor, const nib_piece *piece) {
     const nib_format_facts *facts = nib_format_facts_of(format);
     return (piece->row * tensor->ne[0] + piece->column) / facts->block * facts->bytes;
 }
 
-/* Bytes of n pieces from `first` on. */
-static size_t bytes_of_pieces(const nib_format *format, const nib_tensor *tensor, uint64_t first, size_t n) {
-    const nib_piece begin = nib_tensor_piece(tensor, first), last = nib_tensor_piece(tensor, first + n - 1);
+/* Bytes of a batch's pieces. */
+static size_t bytes_of_pieces(const nib_format *format, const nib_tensor *tensor, const batch *b) {
+    const nib_piece begin = nib_tensor_piece(tensor, b->columns, b->first);
+    const nib_piece last = nib_tensor_piece(tensor, b->columns, b->first + b->n - 1);
     return (size_t)(position_in(format, tensor, &last) - position_in(format, tensor, &begin)) +
            nib_format_row_bytes(format, last.n);
 }
@@ -121,7 +136,7 @@ static nib_status refuse_piece(const run *r, const nib_choice_of_format *choice,
     return nib_hint(error, NIB_ERR_CORRUPT, "keep such weights in a format with a wide range: --to bf16 or f32");
 }
 
-/* weights: (piece->n), decoded from the input. scratch: (NIB_PIECE_COLUMNS). error: left alone if not measured. */
+/* weights: (piece->n), decoded from the input. scratch: (piece->n). error: left alone if not measured. */
 static nib_finding encode_piece(const nib_choice_of_format *choice, bool measure, const nib_piece *piece,
                                 const float *weights, uint8_t *out, float *scratch, nib_row_error *error) {
     nib_finding found = {0};
@@ -145,12 +160,12 @@ static nib_finding encode_piece(const nib_choice_of_format *choice, bool measure
     return found;
 }
 
-/* One piece for all outputs. weights, scratch: (NIB_PIECE_COLUMNS) */
+/* One piece for all outputs. weights, scratch: (b->columns) */
 static nib_status work_on_piece(const run *r, const batch *b, size_t index, float *weights, float *scratch,
                                 nib_error *error) {
     const nib_tensor *tensor = tensor_at(r, b->index);
-    const nib_piece first = nib_tensor_piece(tensor, b->first);
-    nib_piece piece = nib_tensor_piece(tensor, b->first + index);
+    const nib_piece first = nib_tensor_piece(tensor, b->columns, b->first);
+    nib_piece piece = nib_tensor_piece(tensor, b->columns, b->first + index);
     piece.data = b->in + (position_in(tensor->format, tensor, &piece) - position_in(tensor->format, tensor, &first));
     bool is_decoded = false;
     for (size_t t = 0; t < r->n_targets; t++) {
@@ -178,23 +193,21 @@ static nib_status work_on_piece(const run *r, const batch *b, size_t index, floa
 
 /* Of a full piece of this tensor, in all outputs that do not copy it. */
 static size_t out_bytes_of_piece(const run *r, size_t index) {
-    const nib_tensor *tensor = tensor_at(r, index);
-    const size_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? (size_t)tensor->ne[0] : NIB_PIECE_COLUMNS;
+    const size_t columns = (size_t)columns_of_pieces(r, index);
     size_t n = 0;
     for (size_t t = 0; t < r->n_targets; t++)
         if (!choice_of(r, t, index)->copied) n += nib_format_row_bytes(choice_of(r, t, index)->format, columns);
     return n;
 }
 
-/* Pieces that a batch of this tensor takes: at least one, since a piece of every output fits. */
+/* Pieces that a batch of this tensor takes: at least one, which fits. */
 static size_t batch_length(const run *r, size_t index) {
-    const nib_tensor *tensor = tensor_at(r, index);
-    const size_t columns = tensor->ne[0] < NIB_PIECE_COLUMNS ? (size_t)tensor->ne[0] : NIB_PIECE_COLUMNS;
-    const size_t n_out = out_bytes_of_piece(r, index);
-    size_t n = BATCH_IN_BYTES / nib_format_row_bytes(tensor->format, columns);
+    const size_t columns = (size_t)columns_of_pieces(r, index), n_out = out_bytes_of_piece(r, index);
+    size_t n = r->in_bytes / nib_format_row_bytes(tensor_at(r, index)->format, columns);
     if (n_out && n > r->out_bytes / n_out) n = r->out_bytes / n_out;
     if (n > BATCH_WEIGHTS / columns) n = BATCH_WEIGHTS / columns;
-    return n < r->most_pieces ? n : r->most_pieces;
+    if (n > r->most_pieces) n = r->most_pieces;
+    return n ? n : 1;
 }
 
 static nib_status read_batch(void *user, size_t slot, bool *end, nib_error *error) {
@@ -208,14 +221,15 @@ static nib_status read_batch(void *user, size_t slot, bool *end, nib_error *erro
     const nib_map *map = nib_gguf_map(r->gguf, tensor->shard);
     const char *path = nib_gguf_file_path(r->gguf, tensor->shard);
     const size_t length = batch_length(r, r->next_tensor);
-    const uint64_t rest = nib_tensor_n_pieces(tensor) - r->next_piece;
+    b->columns = (size_t)columns_of_pieces(r, r->next_tensor);
+    const uint64_t rest = nib_tensor_n_pieces(tensor, b->columns) - r->next_piece;
     b->index = r->next_tensor;
     b->first = r->next_piece;
     b->n = rest < length ? (size_t)rest : length;
     b->is_last = b->n == rest;
     for (size_t t = 0; t < r->n_targets; t++) b->is_wanted[t] = b->index >= r->n_before[t];
-    b->n_in = bytes_of_pieces(tensor->format, tensor, b->first, b->n);
-    const nib_piece first = nib_tensor_piece(tensor, b->first);
+    b->n_in = bytes_of_pieces(tensor->format, tensor, b);
+    const nib_piece first = nib_tensor_piece(tensor, b->columns, b->first);
     const uint64_t offset = tensor->offset + position_in(tensor->format, tensor, &first);
     NIB_TRY(nib_map_read(map, path, offset, b->n_in, b->in, error));
     NIB_TRY(nib_map_check_unchanged(map, path, error)); /* after: what was read is what the header described */
@@ -231,15 +245,15 @@ static nib_status encode_batch(void *user, size_t slot, unsigned worker, nib_err
     run *r = user;
     batch *b = &r->batches[slot];
     const nib_tensor *tensor = tensor_at(r, b->index);
-    float *weights = r->scratch + (size_t)worker * 2 * NIB_PIECE_COLUMNS;
+    float *weights = r->scratch + worker * 2 * r->most_columns;
     size_t out_at = 0;
     for (size_t t = 0; t < r->n_targets; t++) {
         const nib_choice_of_format *choice = choice_of(r, t, b->index);
-        b->n_bytes[t] = bytes_of_pieces(choice->format, tensor, b->first, b->n);
+        b->n_bytes[t] = bytes_of_pieces(choice->format, tensor, b);
         b->out_at[t] = out_at;
         if (!choice->copied) out_at += b->n_bytes[t];
     }
-    for (size_t i = 0; i < b->n; i++) NIB_TRY(work_on_piece(r, b, i, weights, weights + NIB_PIECE_COLUMNS, error));
+    for (size_t i = 0; i < b->n; i++) NIB_TRY(work_on_piece(r, b, i, weights, weights + r->most_columns, error));
     atomic_fetch_add(&r->n_worked_bytes, b->n_in);
     if (worker != 0) return NIB_OK; /* the calling thread tells how far all are */
     return nib_meter_add(&r->meter, (double)atomic_exchange(&r->n_worked_bytes, 0), error);
@@ -274,15 +288,20 @@ static nib_status write_batch(void *user, size_t slot, nib_error *error) {
 /* ---- The whole job ------------------------------------------------------------------------------------------------- */
 
 static nib_status take_room(run *r, nib_error *error) {
-    const size_t n_workers = nib_pool_size(r->pool), scratch_bytes = n_workers * 2 * NIB_PIECE_COLUMNS * sizeof(float);
+    r->in_bytes = BATCH_IN_BYTES;
     r->out_bytes = BATCH_OUT_BYTES;
+    r->most_columns = NIB_PIECE_COLUMNS;
     for (size_t i = 0; i < r->n_tensors; i++) {
-        const size_t n = out_bytes_of_piece(r, i);
-        if (n > r->out_bytes) r->out_bytes = n;
+        const size_t columns = (size_t)columns_of_pieces(r, i), n_out = out_bytes_of_piece(r, i);
+        const size_t n_in = nib_format_row_bytes(tensor_at(r, i)->format, columns);
+        if (columns > r->most_columns) r->most_columns = columns;
+        if (n_in > r->in_bytes) r->in_bytes = n_in;
+        if (n_out > r->out_bytes) r->out_bytes = n_out;
     }
+    const size_t n_workers = nib_pool_size(r->pool), scratch_bytes = n_workers * 2 * r->most_columns * sizeof(float);
     r->most_pieces = BATCH_RESULTS / r->n_targets < BATCH_PIECES ? BATCH_RESULTS / r->n_targets : BATCH_PIECES;
     const size_t n_errors = r->n_targets * r->most_pieces;
-    const size_t batch_bytes = BATCH_IN_BYTES + r->out_bytes + n_errors * sizeof(nib_row_error);
+    const size_t batch_bytes = r->in_bytes + r->out_bytes + n_errors * sizeof(nib_row_error);
     r->n_batches = n_workers + 2; /* one is read, one written meanwhile */
     if (r->n_batches > MOST_BYTES / batch_bytes) r->n_batches = MOST_BYTES / batch_bytes;
     if (r->n_batches < 3) r->n_batches = 3;
@@ -291,7 +310,7 @@ static nib_status take_room(run *r, nib_error *error) {
     bool has_all = r->scratch && r->batches;
     for (size_t i = 0; has_all && i < r->n_batches; i++) {
         batch *b = &r->batches[i];
-        b->in = nib_alloc_aligned(BATCH_IN_BYTES);
+        b->in = nib_alloc_aligned(r->in_bytes);
         b->out = nib_alloc_aligned(r->out_bytes);
         b->errors = nib_alloc(n_errors, sizeof *b->errors);
         has_all = b->in && b->out && b->errors;

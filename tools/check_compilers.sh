@@ -31,6 +31,7 @@ if command -v qemu-aarch64 >/dev/null && command -v aarch64-linux-gnu-gcc >/dev/
     build aarch64 Release -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
     check "aarch64" qemu-aarch64 -cpu max "$dir/aarch64/test_kernel_check"
     check "aarch64, other kernels" qemu-aarch64 -cpu max "$dir/aarch64/test_kernels"
+    check "aarch64, attention" qemu-aarch64 -cpu max "$dir/aarch64/test_attend"
 else
     echo "no qemu-aarch64 or no aarch64-linux-gnu-gcc: ARM is not checked"
 fi

@@ -11,7 +11,7 @@
 #include "cpu/vec.h"
 #include "format/block.h"
 
-#define DOT_INLINE static inline __attribute__((always_inline))
+#define DOT_INLINE static inline __attribute__((always_inline, unused)) /* not every level uses all */
 #define DOT_UNROLL _Pragma("GCC unroll 8")
 
 enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 1024 /* bytes that are fetched ahead */ };

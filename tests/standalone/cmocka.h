@@ -18,6 +18,7 @@ struct CMUnitTest {
     do {                              \
         if (!(x)) fail_msg("%s", #x); \
     } while (0)
+#define assert_false(x)              assert_true(!(x))
 #define assert_null(x)               assert_true((x) == NULL)
 #define assert_non_null(x)           assert_true((x) != NULL)
 #define assert_int_equal(x, y)       assert_true((long long)(x) == (long long)(y))

@@ -52,7 +52,8 @@ static double with_threads(unsigned n_threads, size_t n_pieces, nib_work_fn fn, 
 
 static pid_t start_restless(void) {
     const pid_t child = fork();
-    for (volatile unsigned long i = 0; child == 0;) i++;
+    if (child == 0)
+        for (volatile unsigned long i = 0;;) i++;
     return child;
 }
 

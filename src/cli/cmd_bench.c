@@ -152,6 +152,14 @@ static void print_table(const nib_bench *bench, nib_table_style style) {
     nib_table_fini(&table);
 }
 
+/* A cell that is empty where the share is not known. */
+static void add_share(nib_table *table, double share) {
+    if (isfinite(share))
+        nib_table_add(table, "%.4g", share);
+    else
+        nib_table_add(table, "%s", "");
+}
+
 /* For programs: plain numbers in base units. */
 static void print_csv(const nib_bench *bench) {
     nib_table table;
@@ -169,8 +177,8 @@ static void print_csv(const nib_bench *bench) {
         nib_table_add(&table, "%u", r->threads);
         nib_table_add(&table, "%.6g", r->tokens_per_s);
         nib_table_add(&table, "%.6g", r->stddev);
-        nib_table_add(&table, isfinite(r->of_memory) ? "%.4g" : "", r->of_memory);
-        nib_table_add(&table, isfinite(r->of_compute) ? "%.4g" : "", r->of_compute);
+        add_share(&table, r->of_memory);
+        add_share(&table, r->of_compute);
     }
     nib_table_print_as(&table, NIB_TABLE_CSV, stdout);
     nib_table_fini(&table);

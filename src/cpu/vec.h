@@ -16,6 +16,14 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Loops with constant counts that must become straight code, so that vectors stay in registers. Sanitizers leave them as
+ * loops: speed is nothing there, and the compiler would take minutes. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define NIB_UNROLL
+#else
+#define NIB_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #define NIB_LANES 16
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)

@@ -12,7 +12,7 @@
 #include "format/block.h"
 
 #define DOT_INLINE static inline __attribute__((always_inline, unused)) /* not every level uses all */
-#define DOT_UNROLL _Pragma("GCC unroll 8")
+#define DOT_UNROLL NIB_UNROLL
 
 enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 1024 /* bytes that are fetched ahead */ };
 

@@ -6,7 +6,7 @@
 #include "cpu/vec.h"
 #include "format/block.h"
 
-#define PANEL_UNROLL _Pragma("GCC unroll 16")
+#define PANEL_UNROLL NIB_UNROLL
 
 /* Every byte of every lane, shifted right and masked. */
 static inline vi cut_bytes(vi word, int shift, uint8_t mask) {

@@ -7,7 +7,6 @@
 #include "kernel/level.h"
 
 #define NIB_INLINE static inline __attribute__((always_inline))
-#define NIB_UNROLL _Pragma("GCC unroll 16")
 
 /* How many of the tile's 2 x 16 rows and of its 6 columns fit the registers at once. */
 #if defined(NIB_VEC_512)

@@ -45,8 +45,9 @@ typedef struct nib_token_cost {
     uint64_t int8_macs, bf16_macs, f32_macs; /* multiply-adds of the matrices, by what is multiplied */
     uint64_t weight_bytes;                   /* of these matrices; of experts only as many as a token uses */
 } nib_token_cost;
-/* body: all layers; head: the output matrix, which only tokens whose logits are wanted go through. */
-NIB_API nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *body, nib_token_cost *head,
+/* each: of every token; wanted: what those whose logits are wanted cost on top, the rest of the last layer and the output
+ * matrix. */
+NIB_API nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *each, nib_token_cost *wanted,
                                         nib_error *error);
 
 /* ---- Session: a KV cache and the scratch to run batches -------------------------------------------------------------- */

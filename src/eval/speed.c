@@ -133,12 +133,12 @@ static nib_status cost_of_step(const runner *r, double n_tokens, double n_wanted
     const nib_model_facts *facts = nib_model_facts_of(r->model);
     const nib_session_params session = {.n_ctx = 1, .kv = kv};
     nib_memory_plan plan;
-    nib_token_cost body, head;
+    nib_token_cost each, wanted;
     NIB_TRY(nib_session_plan(r->model, &session, 1, &plan, error));
-    NIB_TRY(nib_model_token_cost(r->model, &body, &head, error));
+    NIB_TRY(nib_model_token_cost(r->model, &each, &wanted, error));
     *out = (step_cost){.n_tokens = n_tokens, .bytes = (double)plan.kv_per_token * n_positions * n_seq};
-    add_cost(out, &body, n_tokens);
-    add_cost(out, &head, n_wanted);
+    add_cost(out, &each, n_tokens);
+    add_cost(out, &wanted, n_wanted);
     out->f32_macs += 2.0 * facts->n_layer * facts->n_head * facts->head_dim * n_positions * n_tokens; /* attention */
     return NIB_OK;
 }

@@ -45,9 +45,9 @@ typedef struct layout {
     uint64_t n_macs;
 } layout;
 
-/* One token through everything: what it multiplies, and how wide the arena must be. body: the same without the head; may
- * be NULL. */
-static nib_status measure(const nib_model *model, nib_op_measure *out, nib_op_measure *body, nib_error *error) {
+/* One token through everything: what it multiplies, and how wide the arena must be. n_wanted: 0 if its logits are not
+ * wanted, which ends it in the middle of the last layer, else 1. */
+static nib_status measure(const nib_model *model, uint32_t n_wanted, nib_op_measure *out, nib_error *error) {
     static const int32_t id = 0;
     static const uint32_t zero = 0;
     const nib_attend_segment segment = {.n = 1};
@@ -57,13 +57,12 @@ static nib_status measure(const nib_model *model, nib_op_measure *out, nib_op_me
                                 .segments = &segment,
                                 .n_segments = 1,
                                 .wanted = &zero,
-                                .n_wanted = 1};
+                                .n_wanted = n_wanted};
     const nib_hyper *h = &model->graph.hyper;
     nib_op_measure_init(out, model->weights, model->n_weights);
     nib_op_begin(&out->base, &batch);
     const nib_value hidden = nib_arch_forward(model->arch, &out->base, &model->graph);
-    if (body != NULL) *body = *out;
-    const nib_value logits = nib_op_outside(&out->base, NULL, 1, h->n_vocab, 0);
+    const nib_value logits = nib_op_outside(&out->base, NULL, n_wanted, h->n_vocab, 0);
     model->arch->head(&out->base, &model->graph, hidden, logits);
     return nib_op_status(&out->base, error);
 }
@@ -94,7 +93,7 @@ static nib_status plan_layout(const nib_model *model, const nib_session_params *
     out->n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_BATCH;
     if (out->n_batch > MAX_BATCH) out->n_batch = MAX_BATCH;
     if (out->n_batch > n_positions) out->n_batch = (uint32_t)n_positions;
-    NIB_TRY(measure(model, &measured, NULL, error));
+    NIB_TRY(measure(model, 1, &measured, error));
     for (int i = 0; i < NIB_MULTIPLY_KINDS; i++) out->n_macs += measured.n_macs[i];
     /* Checked with heads and contexts padded and four bytes a value, so that nib_kv_bytes cannot overflow either. */
     uint64_t bytes;
@@ -122,15 +121,17 @@ static nib_token_cost cost_of(const nib_op_measure *measured) {
                             .weight_bytes = measured->n_weight_bytes};
 }
 
-nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *body, nib_token_cost *head, nib_error *error) {
-    nib_op_measure whole, layers;
-    NIB_TRY(measure(model, &whole, &layers, error));
-    *body = cost_of(&layers);
-    *head = cost_of(&whole);
-    head->int8_macs -= body->int8_macs;
-    head->bf16_macs -= body->bf16_macs;
-    head->f32_macs -= body->f32_macs;
-    head->weight_bytes -= body->weight_bytes;
+nib_status nib_model_token_cost(const nib_model *model, nib_token_cost *each, nib_token_cost *wanted,
+                                nib_error *error) {
+    nib_op_measure some, all;
+    NIB_TRY(measure(model, 0, &some, error));
+    NIB_TRY(measure(model, 1, &all, error));
+    *each = cost_of(&some);
+    *wanted = cost_of(&all);
+    wanted->int8_macs -= each->int8_macs;
+    wanted->bf16_macs -= each->bf16_macs;
+    wanted->f32_macs -= each->f32_macs;
+    wanted->weight_bytes -= each->weight_bytes;
     return NIB_OK;
 }
 

@@ -4,7 +4,7 @@
 usage: bench/engine.py BUILD_DIR [--model FILE | --shape ARCH:SHAPE] [--formats q4_k,...] [-p 512] [-n 64] [--depth 0]
                        [--rounds 5] [--threads 2]
 
-LLAMA_CPP=DIR and IK_LLAMA=DIR name folders with the peers' llama-bench (and, for models with vocabulary, nothing else).
+LLAMA_CPP=DIR and IK_LLAMA=DIR name folders with the peers' llama-bench; a peer without one is left out.
 Every round runs each engine once on the same file: nibble, llama.cpp (flash attention on), ik_llama.cpp as it is and with
 run-time repacking, of which the better counts. Printed are medians of tokens per second and of the ratios per round.
 Prints, never judges: figures depend on the machine.

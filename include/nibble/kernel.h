@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* What the level in use does with a format on the deployed path, in words: for many tokens at once, and for one to five. */
+/* What the level in use does with a format on the deployed path, in words: for many tokens at once, and for few. */
 typedef struct nib_format_kernels {
     const char *many, *few;
 } nib_format_kernels;

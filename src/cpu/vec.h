@@ -79,14 +79,8 @@ static inline double vd_sum(vd x) {
     return lanes[0];
 }
 
-/* e^x within 2 units in the last place; 0 below -104, infinity above 88.73, NaN stays NaN.
- * x = n ln 2 + r, |r| <= ln 2 / 2; e^r by the minimax polynomial of Cephes' expf; 2^n in two factors, since n reaches
- * from subnormal results to 128. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. */
-static inline vf vf_exp(vf x) {
-    const vf magic = vf_splat(0x1.8p23f);
-    x = vf_max(vf_splat(-104.0f), x);
-    x = vf_min(vf_splat(89.0f), x);
-    const vf shifted = vf_fma(x, vf_splat(0x1.715476p0f), magic), n = vf_sub(shifted, magic);
+/* e^r of r = x - n ln 2, |r| <= ln 2 / 2, by the minimax polynomial of Cephes' expf. */
+static inline vf vf_exp_of_rest(vf x, vf n) {
     vf r = vf_fma(n, vf_splat(-0.693359375f), x);
     r = vf_fma(n, vf_splat(2.12194440e-4f), r);
     vf p = vf_splat(1.9875691500e-4f);
@@ -95,7 +89,18 @@ static inline vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_splat(4.1665795894e-2f));
     p = vf_fma(p, r, vf_splat(1.6666665459e-1f));
     p = vf_fma(p, r, vf_splat(5.0000001201e-1f));
-    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_splat(1));
+    return vf_add(vf_fma(p, vf_mul(r, r), r), vf_splat(1));
+}
+
+/* e^x within 2 units in the last place; 0 below -104, infinity above 88.73, NaN stays NaN.
+ * x = n ln 2 + r, |r| <= ln 2 / 2; e^r by the minimax polynomial of Cephes' expf; 2^n in two factors, since n reaches
+ * from subnormal results to 128. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. */
+static inline vf vf_exp(vf x) {
+    const vf magic = vf_splat(0x1.8p23f);
+    x = vf_max(vf_splat(-104.0f), x);
+    x = vf_min(vf_splat(89.0f), x);
+    const vf shifted = vf_fma(x, vf_splat(0x1.715476p0f), magic), n = vf_sub(shifted, magic);
+    const vf p = vf_exp_of_rest(x, n);
     const vi whole = vi_sub(vi_bits(shifted), vi_bits(magic)), half = vi_sar(whole, 1), rest = vi_sub(whole, half);
     const vf scale = vf_bits(vi_shl(vi_add(half, vi_splat(127)), 23));
     return vf_mul(vf_mul(p, scale), vf_bits(vi_shl(vi_add(rest, vi_splat(127)), 23)));

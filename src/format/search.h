@@ -45,10 +45,4 @@ static inline void weigh_or_square(float *restrict weight, size_t n, const float
     for (size_t i = 0; i < n; i++) weight[i] = x[i] * x[i];
 }
 
-static inline float sum_in_order(const float *x, size_t n) {
-    float sum = 0;
-    for (size_t i = 0; i < n; i++) sum += x[i];
-    return sum;
-}
-
 #endif

@@ -133,16 +133,7 @@ static vf exp_of_logit(vf x) {
     const vf magic = vf_splat(0x1.8p23f + 127); /* leaves the biased exponent in the low bits */
     x = vf_max(vf_splat(-88.0f), x);
     const vf shifted = vf_fma(x, vf_splat(0x1.715476p0f), magic), n = vf_sub(shifted, magic);
-    vf r = vf_fma(n, vf_splat(-0.693359375f), x);
-    r = vf_fma(n, vf_splat(2.12194440e-4f), r);
-    vf p = vf_splat(1.9875691500e-4f);
-    p = vf_fma(p, r, vf_splat(1.3981999507e-3f));
-    p = vf_fma(p, r, vf_splat(8.3334519073e-3f));
-    p = vf_fma(p, r, vf_splat(4.1665795894e-2f));
-    p = vf_fma(p, r, vf_splat(1.6666665459e-1f));
-    p = vf_fma(p, r, vf_splat(5.0000001201e-1f));
-    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_splat(1));
-    return vf_mul(p, vf_bits(vi_shl(vi_bits(shifted), 23)));
+    return vf_mul(vf_exp_of_rest(x, n), vf_bits(vi_shl(vi_bits(shifted), 23)));
 }
 
 static double sum_exp(const float *x, size_t n, float shift, float *out) {

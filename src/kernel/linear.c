@@ -113,10 +113,15 @@ static bool is_same_way(way x, way y) {
     return x.route == y.route && x.rounding == y.rounding && x.by_rows == y.by_rows;
 }
 
-nib_multiply nib_multiply_of(const nib_format *format) {
+/* The route of many tokens on the deployed path. */
+static nib_route usual_route(const nib_format *fast) {
     const linear_job many = {
         .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
-    switch (route_of(&many, nib_format_fast(format))) {
+    return route_of(&many, fast);
+}
+
+nib_multiply nib_multiply_of(const nib_format *format) {
+    switch (usual_route(nib_format_fast(format))) {
     case NIB_ROUTE_INT_32:
     case NIB_ROUTE_INT_256:
         return NIB_MULTIPLY_INT8;
@@ -130,9 +135,7 @@ nib_multiply nib_multiply_of(const nib_format *format) {
 
 nib_format_kernels nib_format_kernels_of(const nib_format *format) {
     const nib_format *fast = nib_format_fast(format);
-    const linear_job many = {
-        .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
-    const nib_route route = route_of(&many, fast);
+    const nib_route route = usual_route(fast);
     const bool is_integer = route == NIB_ROUTE_INT_32 || route == NIB_ROUTE_INT_256;
     nib_format_kernels kernels = {.few = fast->dot    ? "rows straight from the stored bytes"
                                          : is_integer ? "rows unpacked first"

@@ -98,9 +98,4 @@ NIB_INLINE void tile_f32_columns(size_t n_columns, const float *a, size_t a_step
     }
 }
 
-NIB_INLINE void tile_f32(const float *a, size_t a_step, size_t a_column, const float *b, size_t b_stride, size_t n_k,
-                         float *c, size_t c_stride, bool first) {
-    tile_f32_columns(6, a, a_step, a_column, b, b_stride, n_k, c, c_stride, first);
-}
-
 #endif

@@ -14,7 +14,9 @@
 #define DOT_INLINE static inline __attribute__((always_inline, unused)) /* not every level uses all */
 #define DOT_UNROLL NIB_UNROLL
 
-enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 1024 /* bytes that are fetched ahead */ };
+/* Bytes are fetched so far ahead, and into the second cache: what the first cache waits for is few, and the processor's own
+ * prefetching stops at every page. */
+enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 8192 };
 
 /* ---- vectors of codes ------------------------------------------------------------------------------------------- */
 
@@ -321,7 +323,7 @@ typedef struct dot_groups {
 } dot_groups;
 
 DOT_INLINE void dot_fetch(const char *at, size_t bytes) {
-    DOT_UNROLL for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + DOT_AHEAD + i);
+    DOT_UNROLL for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + DOT_AHEAD + i, 0, 2);
 }
 
 /* total[t] += 256 weights times those of token t; tokens are `stride` blocks apart. */

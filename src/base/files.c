@@ -1,6 +1,7 @@
 /* Inputs: mapped whole, or read into memory. A mapped file that shrinks kills whoever touches its end (SIGBUS), so those who
  * go through all of a large file read it through nib_map_read, which reports an error instead. */
 #include "base/files.h"
+#include "base/os.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,8 +31,10 @@ nib_status nib_map_open(const char *path, nib_map *out, nib_error *error) {
         void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (data == MAP_FAILED)
             status = nib_fail_errno(error, path, "cannot map the file");
-        else
+        else {
+            nib_os_prefer_large_pages(data, (size_t)info.st_size);
             *out = (nib_map){.data = data, .n_bytes = (size_t)info.st_size, .owned = true, .fd = fd};
+        }
     }
     out->device = (uint64_t)info.st_dev;
     out->inode = (uint64_t)info.st_ino;

@@ -1,9 +1,10 @@
-/* What differs by system: clock, sleeping on a word, memory accounting. */
+/* What differs by system: clock, sleeping on a word, pages, memory accounting. */
 #include "base/os.h"
 
 #include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,6 +21,14 @@ void nib_os_wait(_Atomic uint32_t *word, uint32_t value) {
 
 void nib_os_wake(_Atomic uint32_t *word, int n) {
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
+}
+
+/* A refusal costs speed alone: the answer is not looked at. */
+void nib_os_prefer_large_pages(const void *memory, size_t n_bytes) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), large = (uintptr_t)4 << 20;
+    const uintptr_t first = ((uintptr_t)memory + page - 1) / page * page,
+                    end = ((uintptr_t)memory + n_bytes) / page * page;
+    if (first < end && end - first >= large) madvise((void *)first, end - first, MADV_HUGEPAGE);
 }
 
 /* The kernel keeps a high-water mark of all resident memory only (VmHWM), so the file-backed part of this moment is taken

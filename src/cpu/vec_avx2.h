@@ -192,6 +192,14 @@ static inline vi vi_from_u16(const uint16_t *p) {
     return (vi){_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)),
                 _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p + 8)))};
 }
+static inline vi vi_from_u8(const uint8_t *p) {
+    return (vi){_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p + 8)))};
+}
+static inline vi vi_from_i8(const int8_t *p) {
+    return (vi){_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p + 8)))};
+}
 static inline vi vf_to_i(vf x) {
     return NIB_BOTH(vi, _mm256_cvttps_epi32, x);
 }

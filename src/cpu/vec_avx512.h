@@ -178,6 +178,13 @@ static inline vf vf_lookup16(vf table, vi index) {
 static inline vi vi_from_u16(const uint16_t *p) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
 }
+/* 16 bytes, without and with sign. */
+static inline vi vi_from_u8(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
+}
+static inline vi vi_from_i8(const int8_t *p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p));
+}
 /* Towards zero; |x| < 2^31. */
 static inline vi vf_to_i(vf x) {
     return _mm512_cvttps_epi32(x);

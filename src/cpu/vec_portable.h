@@ -248,6 +248,16 @@ static inline vi vi_from_u16(const uint16_t *p) {
     for (int i = 0; i < 16; i++) lanes[i] = p[i];
     return vi_load(lanes);
 }
+static inline vi vi_from_u8(const uint8_t *p) {
+    int32_t lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = p[i];
+    return vi_load(lanes);
+}
+static inline vi vi_from_i8(const int8_t *p) {
+    int32_t lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = p[i];
+    return vi_load(lanes);
+}
 static inline vi vf_to_i(vf x) {
     vi y;
     NIB_EACH y.v[i] = __builtin_convertvector(x.v[i], nib_i32x4);

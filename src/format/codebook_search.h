@@ -6,6 +6,7 @@
 #ifndef NIB_FORMAT_CODEBOOK_SEARCH_H
 #define NIB_FORMAT_CODEBOOK_SEARCH_H
 
+#include "format/decode.h"
 #include "format/neighbours.h"
 
 /* Which groups are chosen anew for the scale that was found. */
@@ -273,9 +274,7 @@ static inline void offset_codes(nib_codes *restrict out, const int8_t *restrict 
 static inline void scale_values(float *restrict dst, const int8_t *restrict value, const float *restrict scale,
                                 unsigned n_groups) {
     const unsigned group = NIB_PANEL_K / n_groups;
-    for (unsigned g = 0; g < n_groups; g++) {
-        for (unsigned j = 0; j < group; j++) dst[group * g + j] = scale[g] * (float)value[group * g + j];
-    }
+    for (unsigned g = 0; g < n_groups; g++) scale_levels(dst + group * g, value + group * g, group, scale[g]);
 }
 
 #endif

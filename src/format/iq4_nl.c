@@ -4,6 +4,7 @@
  *         d    | q[16]:q[0] .. q[31]:q[15]      18 bytes, 4.5 bits per weight
  *         f16  | high nibble : low nibble
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/iq4.h"
 #include "format/panel.h"
@@ -56,7 +57,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         int8_t level[BLOCK];
         const float d = load_half(in->d);
         look_up_nibbles_32(level, in->q, IQ4_LEVEL);
-        for (unsigned j = 0; j < BLOCK; j++) dst[j] = d * (float)level[j];
+        scale_levels(dst, level, BLOCK, d);
     }
 }
 

@@ -6,6 +6,7 @@
  *         f16  | bits 4-5 of       | scale[2b+1] : scale[2b] | code 32 b + j + 16 : code 32 b + j
  *              | scale[b]          | bits 0-3                |          136 bytes, 4.25 bits per weight
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/iq4.h"
 #include "format/panel.h"
@@ -97,7 +98,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         for (unsigned b = 0; b < N_SUB; b++) {
             int8_t level[IQ4_SUB];
             look_up_nibbles_32(level, in->q + 16 * b, IQ4_LEVEL);
-            for (unsigned j = 0; j < IQ4_SUB; j++) dst[i + IQ4_SUB * b + j] = scale[b] * (float)level[j];
+            scale_levels(dst + i + IQ4_SUB * b, level, IQ4_SUB, scale[b]);
         }
     }
 }

@@ -130,34 +130,70 @@ LANES_INLINE lane_sums add_level(lane_sums sums, vf level, vf weight, vf weight_
     return (lane_sums){vf_add(sums.xl, vf_mul(weight_x, level)), vf_add(sums.ll, vf_mul(vf_mul(weight, level), level))};
 }
 
-LANES_INLINE lane_sums sums_at(vf inverse, unsigned n, int n_max, const vf *x, const vf *weight, const vf *weight_x,
-                               bool finite) {
-    lane_sums sums = {vf_zero(), vf_zero()};
-    for (unsigned i = 0; i < n; i++)
-        sums = add_level(sums, symmetric_level(inverse, x[i], n_max, finite), weight[i], weight_x[i]);
-    return sums;
+/* What codes may go beyond, and have to be limited at. */
+typedef struct excess {
+    bool low, high;
+} excess;
+
+typedef struct symmetric_search {
+    unsigned n;
+    int n_max;
+    bool finite;
+    const vf *x, *weight, *weight_x;
+    vf max, inverse, scale, best; /* the last three: of the best so far */
+} symmetric_search;
+
+LANES_INLINE vf searched_level(const symmetric_search *s, vf inverse, vf x, excess beyond) {
+    if (!s->finite) return symmetric_level(inverse, x, s->n_max, false);
+    vf level = vf_round(vf_mul(inverse, x));
+    if (beyond.high) level = vf_min(level, vf_splat((float)(s->n_max - 1)));
+    if (beyond.low) level = vf_max(level, vf_splat((float)-s->n_max));
+    return level;
 }
 
-/* Tries 19 scales around the one that maps the extreme to -n_max. finite: x is known to be so. */
+LANES_INLINE vf inverse_of_step(const symmetric_search *s, int step) {
+    return vf_div(vf_splat(-((float)s->n_max + 0.1f * (float)step)), s->max);
+}
+
+LANES_INLINE void keep_better(symmetric_search *s, vf inverse, lane_sums sums) {
+    const vm better = vm_and(vf_lt(vf_zero(), sums.ll), vf_lt(vf_mul(s->best, sums.ll), vf_mul(sums.xl, sums.xl)));
+    s->inverse = vf_choose(better, inverse, s->inverse);
+    s->scale = vf_choose(better, vf_div(sums.xl, sums.ll), s->scale);
+    s->best = vf_choose(better, vf_mul(s->scale, sums.xl), s->best);
+}
+
+/* Two steps side by side, so that sums and divisions of one fill the waits of the other. */
+LANES_INLINE void try_steps(symmetric_search *s, int first, int second, excess beyond) {
+    const vf inverse[2] = {inverse_of_step(s, first), inverse_of_step(s, second)};
+    lane_sums sums[2] = {{vf_zero(), vf_zero()}, {vf_zero(), vf_zero()}};
+    for (unsigned i = 0; i < s->n; i++) {
+        for (unsigned k = 0; k < 2; k++)
+            sums[k] = add_level(sums[k], searched_level(s, inverse[k], s->x[i], beyond), s->weight[i], s->weight_x[i]);
+    }
+    for (unsigned k = 0; k < 2; k++) keep_better(s, inverse[k], sums[k]);
+}
+
+/* Tries 19 scales around the one that maps the extreme to -n_max: to -(n_max + step / 10), which no rounding takes beyond
+ * -n_max up to step 4, nor the opposite beyond n_max - 1 below step -5. finite: x is known to be so. */
 LANES_INLINE symmetric_fit fit_symmetric(unsigned n, int n_max, const vf *x, const vf *weight, bool finite) {
     const vf max = extreme_lanes(n, x), zero = vf_zero();
+    const excess none = {false, false}, high = {false, true}, both = {true, true};
     vf weight_x[LANES_MAX];
     for (unsigned i = 0; i < n; i++) weight_x[i] = vf_mul(weight[i], x[i]);
-    vf chosen = vf_div(vf_splat((float)-n_max), max);
-    lane_sums sums = sums_at(chosen, n, n_max, x, weight, weight_x, finite);
-    vf scale = vf_choose(vf_eq(sums.ll, zero), zero, vf_div(sums.xl, sums.ll));
-    vf best = vf_mul(scale, sums.xl);
-    for (int step = -9; step <= 9; step++) {
-        if (step == 0) continue;
-        const vf inverse = vf_div(vf_splat(-((float)n_max + 0.1f * (float)step)), max);
-        sums = sums_at(inverse, n, n_max, x, weight, weight_x, finite);
-        const vm better = vm_and(vf_lt(zero, sums.ll), vf_lt(vf_mul(best, sums.ll), vf_mul(sums.xl, sums.xl)));
-        chosen = vf_choose(better, inverse, chosen);
-        scale = vf_choose(better, vf_div(sums.xl, sums.ll), scale);
-        best = vf_choose(better, vf_mul(scale, sums.xl), best);
-    }
+    symmetric_search s = {n, n_max, finite, x, weight, weight_x, max, zero, zero, zero};
+    s.inverse = vf_div(vf_splat((float)-n_max), max);
+    lane_sums sums = {zero, zero};
+    for (unsigned i = 0; i < n; i++)
+        sums = add_level(sums, searched_level(&s, s.inverse, x[i], high), weight[i], weight_x[i]);
+    s.scale = vf_choose(vf_eq(sums.ll, zero), zero, vf_div(sums.xl, sums.ll));
+    s.best = vf_mul(s.scale, sums.xl);
+    for (int step = -9; step < -5; step += 2) try_steps(&s, step, step + 1, none);
+    for (int step = -5; step < -1; step += 2) try_steps(&s, step, step + 1, high);
+    try_steps(&s, -1, 1, high);
+    try_steps(&s, 2, 3, high);
+    for (int step = 4; step < 9; step += 2) try_steps(&s, step, step + 1, both);
     const vm is_zero = vf_lt(vf_abs(max), vf_splat(SEARCH_ZERO));
-    return (symmetric_fit){vf_choose(is_zero, zero, scale), vf_choose(is_zero, zero, chosen), is_zero};
+    return (symmetric_fit){vf_choose(is_zero, zero, s.scale), vf_choose(is_zero, zero, s.inverse), is_zero};
 }
 
 /* Coordinate descent: one code at a time changes if that raises xl^2 / ll. */

@@ -4,6 +4,7 @@
  *   byte  0  | 1             ..  16
  *         e  | q[16]:q[0] .. q[31]:q[15]      17 bytes, 4.25 bits per weight
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/e2m1.h"
 #include "format/panel.h"
@@ -67,7 +68,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         int8_t twice[BLOCK];
         const float half = half_scale(in->e);
         look_up_nibbles_32(twice, in->q, E2M1_DOUBLE);
-        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)twice[j] * half;
+        scale_levels(dst, twice, BLOCK, half);
     }
 }
 

@@ -8,6 +8,7 @@
  *   ue4m3: 4 exponent bits with bias 7, 3 mantissa bits, no sign; exponent 0: mantissa * 2^-9; 0x7f reads as 0.
  *   Scales stop at 448: weights beyond 6 * 448 are cut off. (The scale of the whole tensor that the format counts on is
  *   a tensor of its own.) */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/e2m1.h"
 
@@ -72,10 +73,8 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
     for (size_t i = 0; i < n / BLOCK; i++, in++, dst += BLOCK) {
         int8_t twice[BLOCK];
         look_up(twice, in, E2M1_DOUBLE);
-        for (unsigned s = 0; s < N_SUB; s++) {
-            const float half = half_scale(in->scale[s]);
-            for (unsigned j = 0; j < SUB; j++) dst[SUB * s + j] = (float)twice[SUB * s + j] * half;
-        }
+        for (unsigned s = 0; s < N_SUB; s++)
+            scale_levels(dst + SUB * s, twice + SUB * s, SUB, half_scale(in->scale[s]));
     }
 }
 

@@ -6,6 +6,7 @@
  *         high : low nibble     | byte l, bits 2j:   |                | f16   | f16
  *                               | code 32 j + l      |                        84 bytes, 2.625 bits per weight
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
@@ -136,9 +137,8 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         float scale[N_SUB], min[N_SUB];
         cut_pairs_256(code, in->q);
         read_scales(scale, min, in);
-        for (unsigned g = 0; g < N_SUB; g++) {
-            for (unsigned l = 0; l < SUB; l++) dst[i + SUB * g + l] = scale[g] * (float)code[SUB * g + l] - min[g];
-        }
+        for (unsigned g = 0; g < N_SUB; g++)
+            scale_codes_from(dst + i + SUB * g, code + SUB * g, SUB, scale[g], -min[g]);
     }
 }
 

@@ -10,6 +10,7 @@
  *   scales: byte b (0..7):   scale[b+8] bits 0-3 : scale[b] bits 0-3
  *           byte b+8 (0..3): bits 4-5 of scale[b+12] : scale[b+8] : scale[b+4] : scale[b]
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
@@ -176,9 +177,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         float scale[N_SUB];
         read_codes(code, in);
         read_scales(scale, in);
-        for (unsigned g = 0; g < N_SUB; g++) {
-            for (unsigned l = 0; l < SUB; l++) dst[i + SUB * g + l] = scale[g] * (float)(code[SUB * g + l] - 4);
-        }
+        for (unsigned g = 0; g < N_SUB; g++) scale_codes(dst + i + SUB * g, code + SUB * g, SUB, scale[g], 4);
     }
 }
 

@@ -4,6 +4,7 @@
  *         d    | q[16]:q[0] .. q[31]:q[15]      18 bytes, 4.5 bits per weight
  *         f16  | high nibble : low nibble
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
@@ -82,7 +83,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         uint8_t code[BLOCK];
         const float d = load_half(in->d);
         cut_nibbles_32(code, in->q);
-        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)(code[j] - 8) * d;
+        scale_codes(dst, code, BLOCK, d, 8);
     }
 }
 

@@ -4,6 +4,7 @@
  *         d    | m    | q[16]:q[0] .. q[31]:q[15]      20 bytes, 5 bits per weight
  *         f16  | f16  | high nibble : low nibble
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/lanes.h"
 
@@ -99,7 +100,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         uint8_t code[BLOCK];
         const float d = load_half(in->d), m = load_half(in->m);
         cut_nibbles_32(code, in->q);
-        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)code[j] * d + m;
+        scale_codes_from(dst, code, BLOCK, d, m);
     }
 }
 

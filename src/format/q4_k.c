@@ -6,6 +6,7 @@
  *         f16  | f16   | 8 minimums  | high : low nibble   |              |              |
  *              |       | (sub32.h)   | of each byte        |              144 bytes, 4.5 bits per weight
  */
+#include "format/decode.h"
 #include "format/panel.h"
 #include "format/sub32.h"
 
@@ -61,9 +62,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         float scale[SUB32_N], min[SUB32_N];
         read_codes(code, in);
         read_sub32(scale, min, &in->head);
-        for (unsigned b = 0; b < SUB32_N; b++) {
-            for (unsigned l = 0; l < 32; l++) dst[i + 32 * b + l] = scale[b] * (float)code[32 * b + l] - min[b];
-        }
+        for (unsigned b = 0; b < SUB32_N; b++) scale_codes_from(dst + i + 32 * b, code + 32 * b, 32, scale[b], -min[b]);
     }
 }
 

@@ -5,6 +5,7 @@
  *         f16  | bit i: bit 4 of   | bits 0-3 of two codes,
  *              | code i, u32       | high nibble : low nibble
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
@@ -85,7 +86,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         uint8_t code[BLOCK];
         const float d = load_half(in->d);
         cut_five_bits_32(code, in->q, in->high);
-        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)(code[j] - 16) * d;
+        scale_codes(dst, code, BLOCK, d, 16);
     }
 }
 

@@ -5,6 +5,7 @@
  *         f16  | f16  | bit i: bit 4 of   | bits 0-3 of two codes,
  *              |      | code i, u32       | high nibble : low nibble
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/lanes.h"
 
@@ -99,7 +100,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         uint8_t code[BLOCK];
         const float d = load_half(in->d), m = load_half(in->m);
         cut_five_bits_32(code, in->q, in->high);
-        for (unsigned j = 0; j < BLOCK; j++) dst[j] = (float)code[j] * d + m;
+        scale_codes_from(dst, code, BLOCK, d, m);
     }
 }
 

@@ -7,6 +7,7 @@
  *              |       | (sub32.h)   | bit 4 of code     | of each byte: bits  |
  *              |       |             | 32 b + l          | 0-3 of the codes    176 bytes, 5.5 bits per weight
  */
+#include "format/decode.h"
 #include "format/panel.h"
 #include "format/sub32.h"
 
@@ -67,9 +68,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         float scale[SUB32_N], min[SUB32_N];
         read_codes(code, in);
         read_sub32(scale, min, &in->head);
-        for (unsigned b = 0; b < SUB32_N; b++) {
-            for (unsigned l = 0; l < 32; l++) dst[i + 32 * b + l] = scale[b] * (float)code[32 * b + l] - min[b];
-        }
+        for (unsigned b = 0; b < SUB32_N; b++) scale_codes_from(dst + i + 32 * b, code + 32 * b, 32, scale[b], -min[b]);
     }
 }
 

@@ -8,6 +8,7 @@
  *         low nibble:  128n + 32k + l   | code 128 n + 32 j + l      |
  *         high nibble: that + 64        |                            210 bytes, 6.5625 bits per weight
  */
+#include "format/decode.h"
 #include "format/dot.h"
 #include "format/lanes.h"
 #include "format/panel.h"
@@ -124,9 +125,7 @@ static void decode(const nib_format *format, float *restrict dst, const void *re
         float scale[N_SUB];
         read_codes(code, in);
         read_scales(scale, in);
-        for (unsigned g = 0; g < N_SUB; g++) {
-            for (unsigned l = 0; l < SUB; l++) dst[i + SUB * g + l] = scale[g] * (float)(code[SUB * g + l] - 32);
-        }
+        for (unsigned g = 0; g < N_SUB; g++) scale_codes(dst + i + SUB * g, code + SUB * g, SUB, scale[g], 32);
     }
 }
 

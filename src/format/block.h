@@ -155,7 +155,11 @@ static inline void cut_nibbles_32(uint8_t *restrict code, const uint8_t *restric
     memcpy(code + 16, &high, sizeof high);
 }
 static inline void pack_nibbles_32(uint8_t *restrict packed, const uint8_t *restrict code) {
-    for (unsigned j = 0; j < 16; j++) packed[j] = (uint8_t)((code[j] & 15) | (code[j + 16] & 15) << 4);
+    words_16 low, high;
+    memcpy(&low, code, sizeof low);
+    memcpy(&high, code + 16, sizeof high);
+    low = (low & EACH_BYTE(15)) | (high & EACH_BYTE(15)) << 4;
+    memcpy(packed, &low, sizeof low);
 }
 
 /* The same from codes that stand apart: byte j holds the nibbles of low[j] and high[j]. */

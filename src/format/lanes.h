@@ -474,6 +474,15 @@ static inline void requantize_symmetric(uint8_t *restrict code, size_t n, const 
     }
 }
 
+/* code[i] = x[i] * inverse + middle without its fraction, at most last. Nothing is below 0. */
+static inline void codes_rounded_up(uint8_t *restrict code, size_t n, const float *restrict x, float inverse,
+                                    float middle, int last) {
+    for (size_t i = 0; i < n; i += 16) {
+        const vf level = vf_add(vf_mul(vf_load(x + i), vf_splat(inverse)), vf_splat(middle));
+        vi_store_bytes(code + i, vf_to_i(vf_min(level, vf_splat((float)last))));
+    }
+}
+
 /* What fit_with_minimum chose. */
 static inline void codes_above(uint8_t *restrict code, size_t n, const float *restrict x, float inverse, float from,
                                int n_max) {

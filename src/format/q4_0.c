@@ -23,10 +23,7 @@ static float quantize_block(uint8_t *restrict code, const float *restrict x) {
         memset(code, 0, BLOCK);
         return d;
     }
-    for (unsigned j = 0; j < BLOCK; j++) {
-        const int q = (int)(x[j] * inverse + 8.5f);
-        code[j] = (uint8_t)(q < 15 ? q : 15);
-    }
+    codes_rounded_up(code, BLOCK, x, inverse, 8.5f, 15);
     return d;
 }
 

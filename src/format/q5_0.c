@@ -24,10 +24,7 @@ static float quantize_block(uint8_t *restrict code, const float *restrict x) {
         memset(code, 0, BLOCK);
         return d;
     }
-    for (unsigned j = 0; j < BLOCK; j++) {
-        const int q = (int)(x[j] * inverse + 16.5f);
-        code[j] = (uint8_t)(q < 31 ? q : 31);
-    }
+    codes_rounded_up(code, BLOCK, x, inverse, 16.5f, 31);
     return d;
 }
 

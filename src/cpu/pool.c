@@ -4,8 +4,9 @@
  *
  * A call opens its job by making the number odd; a worker enters by counting itself in, which works only while the job is
  * open. Every worker begins with an equal share of the pieces, one after the other, so that it reads memory in one stream;
- * one whose share is done takes half of what another has left, from its end. The caller works too, as worker 0. When nothing is left the caller closes the job (the number becomes even) and waits for those inside only: a worker the
- * system has not scheduled in time is not waited for, so a busy machine slows the work down but does not stall it.
+ * one whose share is done takes half of what another has left, from its end. The caller works too, as worker 0. When
+ * nothing is left it closes the job (the number becomes even) and waits for those inside only: a worker the system has not
+ * scheduled in time is not waited for, so a busy machine slows the work down but does not stall it.
  *
  * Who waits spins for a moment, since jobs follow each other within microseconds, then sleeps until the word changes. A
  * core taken away shows as a spin that took far too long: the next waits then sleep at once, which leaves the core to
@@ -23,7 +24,7 @@
 
 enum { MAX_THREADS = 1024 };
 static const uint32_t one_call = 1u << 11;
-static const size_t most_pieces = UINT32_MAX; /* of a call */
+static const size_t most_pieces = UINT32_MAX; /* of a call, so that a share fits one word */
 
 static const double spin_seconds = 50e-6;
 enum {
@@ -157,26 +158,24 @@ static bool take_own(share *own, uint64_t *piece) {
     return true;
 }
 
-/* Makes the second half of another's share, the larger one, that of a worker who has none. */
-static bool take_over(share *own, share *from) {
-    uint64_t left = atomic_load_explicit(&from->left, memory_order_relaxed), middle;
+/* The second half of another's share, the larger one: its first piece, and the rest for a worker who has none. */
+static bool take_over(share *own, share *from, uint64_t *piece) {
+    uint64_t left = atomic_load_explicit(&from->left, memory_order_relaxed);
     do {
         if (begin_of(left) == end_of(left)) return false;
-        middle = begin_of(left) + (end_of(left) - begin_of(left)) / 2;
-    } while (!atomic_compare_exchange_weak_explicit(&from->left, &left, pack_share(begin_of(left), middle),
+        *piece = begin_of(left) + (end_of(left) - begin_of(left)) / 2;
+    } while (!atomic_compare_exchange_weak_explicit(&from->left, &left, pack_share(begin_of(left), *piece),
                                                     memory_order_relaxed, memory_order_relaxed));
-    atomic_store_explicit(&own->left, pack_share(middle, end_of(left)), memory_order_relaxed);
+    atomic_store_explicit(&own->left, pack_share(*piece + 1, end_of(left)), memory_order_relaxed);
     return true;
 }
 
 static bool claim(nib_pool *pool, unsigned worker, uint64_t *piece) {
     share *own = &pool->shares[worker];
-    while (!take_own(own, piece)) {
-        unsigned i = 1;
-        while (i < pool->n_threads && !take_over(own, &pool->shares[(worker + i) % pool->n_threads])) i++;
-        if (i == pool->n_threads) return false;
-    }
-    return true;
+    bool found = take_own(own, piece);
+    for (unsigned i = 1; !found && i < pool->n_threads; i++)
+        found = take_over(own, &pool->shares[(worker + i) % pool->n_threads], piece);
+    return found;
 }
 
 static void work(nib_pool *pool, unsigned worker) {
@@ -267,7 +266,7 @@ unsigned nib_pool_size(const nib_pool *pool) {
     return pool ? pool->n_threads : 1;
 }
 
-/* At most most_pieces of them in one go. */
+/* One call of at most most_pieces. */
 static void run(nib_pool *pool, const job *of) {
     const uint64_t n_pieces = of->n / of->grain + (of->n % of->grain != 0);
     pool->job = *of;

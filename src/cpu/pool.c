@@ -3,9 +3,10 @@
  *   state   | number of the call, odd while open : 21 bits | workers inside : 11 bits |
  *
  * A call opens its job by making the number odd; a worker enters by counting itself in, which works only while the job is
- * open. Pieces are claimed from one counter, several at a time while many are left; the caller claims too, as worker 0.
- * When nothing is left the caller closes the job (the number becomes even) and waits for those inside only: a worker the
- * system has not scheduled in time is not waited for, so a busy machine slows the work down but does not stall it.
+ * open. Every worker begins with an equal share of the pieces, one after the other, so that it reads memory in one stream;
+ * one whose share is done takes half of what another has left, from its end. The caller works too, as worker 0. When
+ * nothing is left it closes the job (the number becomes even) and waits for those inside only: a worker the system has not
+ * scheduled in time is not waited for, so a busy machine slows the work down but does not stall it.
  *
  * Who waits spins for a moment, since jobs follow each other within microseconds, then sleeps until the word changes. A
  * core taken away shows as a spin that took far too long: the next waits then sleep at once, which leaves the core to
@@ -23,6 +24,7 @@
 
 enum { MAX_THREADS = 1024 };
 static const uint32_t one_call = 1u << 11;
+static const size_t most_pieces = UINT32_MAX; /* of a call, so that a share fits one word */
 
 static const double spin_seconds = 50e-6;
 enum {
@@ -35,18 +37,23 @@ static const double taken_away_seconds = 200e-6;
 typedef struct {
     nib_work_fn fn;
     void *arg;
-    size_t n, grain, n_pieces;
+    size_t first, n, grain;
 } job;
+
+/* Pieces begin .. end - 1 that a worker has still to do: end * 2^32 + begin. Within a call no value ever comes back. */
+typedef struct {
+    _Alignas(64) _Atomic uint64_t left;
+} share;
 
 struct nib_pool {
     unsigned n_threads, n_started;
     bool may_spin;
     pthread_t *threads;
+    share *shares; /* (n_threads) */
     atomic_bool stop;
     atomic_uint n_named;                    /* hands out worker numbers */
     job job;                                /* written while the job is closed and nobody is inside */
     unsigned caller_no_spin;                /* waits of the caller that are not to spin */
-    _Alignas(64) atomic_size_t next;        /* first piece nobody has claimed */
     _Alignas(64) _Atomic uint32_t state;    /* workers sleep on it */
     _Alignas(64) _Atomic uint32_t n_asleep; /* workers that sleep, or are about to look at state and sleep */
     _Atomic uint32_t caller_asleep;         /* 1: the caller waits for the last one inside */
@@ -130,30 +137,53 @@ static void wait_for_workers(nib_pool *pool) {
 
 /* ---- Working ---------------------------------------------------------------------------------------------------------- */
 
-/* While many pieces are left a claim takes several, so that workers seldom meet at the counter; the last ones go one by
- * one, so that a slow core ends about when the others do. */
-static size_t claim(nib_pool *pool, size_t n_pieces, size_t *n) {
-    size_t first = atomic_load_explicit(&pool->next, memory_order_relaxed);
-    do {
-        if (first >= n_pieces) return n_pieces;
-        *n = (n_pieces - first) / (4 * (size_t)pool->n_threads);
-        if (*n == 0) *n = 1;
-    } while (!atomic_compare_exchange_weak_explicit(&pool->next, &first, first + *n, memory_order_relaxed,
-                                                    memory_order_relaxed));
-    return first;
+static uint64_t pack_share(uint64_t begin, uint64_t end) {
+    return end << 32 | begin;
+}
+static uint64_t begin_of(uint64_t left) {
+    return left & UINT32_MAX;
+}
+static uint64_t end_of(uint64_t left) {
+    return left >> 32;
 }
 
-static void run_pieces(const job *of, size_t first, size_t n, unsigned worker) {
-    for (size_t i = first; i < first + n; i++) {
-        const size_t begin = i * of->grain, left = of->n - begin;
-        of->fn(of->arg, begin, begin + (left < of->grain ? left : of->grain), worker);
-    }
+/* The first piece of a worker's own share; false if there is none. */
+static bool take_own(share *own, uint64_t *piece) {
+    uint64_t left = atomic_load_explicit(&own->left, memory_order_relaxed);
+    do {
+        *piece = begin_of(left);
+        if (*piece == end_of(left)) return false;
+    } while (!atomic_compare_exchange_weak_explicit(&own->left, &left, left + 1, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+/* The second half of another's share, the larger one: its first piece, and the rest for a worker who has none. */
+static bool take_over(share *own, share *from, uint64_t *piece) {
+    uint64_t left = atomic_load_explicit(&from->left, memory_order_relaxed);
+    do {
+        if (begin_of(left) == end_of(left)) return false;
+        *piece = begin_of(left) + (end_of(left) - begin_of(left)) / 2;
+    } while (!atomic_compare_exchange_weak_explicit(&from->left, &left, pack_share(begin_of(left), *piece),
+                                                    memory_order_relaxed, memory_order_relaxed));
+    atomic_store_explicit(&own->left, pack_share(*piece + 1, end_of(left)), memory_order_relaxed);
+    return true;
+}
+
+static bool claim(nib_pool *pool, unsigned worker, uint64_t *piece) {
+    share *own = &pool->shares[worker];
+    bool found = take_own(own, piece);
+    for (unsigned i = 1; !found && i < pool->n_threads; i++)
+        found = take_over(own, &pool->shares[(worker + i) % pool->n_threads], piece);
+    return found;
 }
 
 static void work(nib_pool *pool, unsigned worker) {
-    const job current = pool->job;
-    for (size_t first, n = 0; (first = claim(pool, current.n_pieces, &n)) < current.n_pieces;)
-        run_pieces(&current, first, n, worker);
+    const job of = pool->job;
+    for (uint64_t piece; claim(pool, worker, &piece);) {
+        const size_t at = (size_t)piece * of.grain, left = of.n - at, begin = of.first + at;
+        of.fn(of.arg, begin, begin + (left < of.grain ? left : of.grain), worker);
+    }
 }
 
 /* Counts this worker in; false if the job closed meanwhile. */
@@ -199,9 +229,10 @@ nib_status nib_pool_new(unsigned n_threads, nib_pool **out, nib_error *error) {
     pool->n_threads = n_threads;
     pool->may_spin = n_threads <= nib_cpu_processors();
     pool->threads = nib_alloc(n_threads, sizeof *pool->threads);
-    if (!pool->threads) {
+    pool->shares = nib_alloc_aligned(n_threads * sizeof *pool->shares);
+    if (!pool->threads || !pool->shares) {
         nib_pool_free(pool);
-        return nib_fail_memory(error, n_threads * sizeof *pool->threads);
+        return nib_fail_memory(error, n_threads * (sizeof *pool->threads + sizeof *pool->shares));
     }
     for (; pool->n_started + 1 < n_threads; pool->n_started++)
         if (pthread_create(&pool->threads[pool->n_started], NULL, worker_main, pool)) {
@@ -220,6 +251,7 @@ void nib_pool_free(nib_pool *pool) {
     nib_os_wake(&pool->state, INT_MAX);
     for (unsigned i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i], NULL);
     free(pool->threads);
+    nib_free_aligned(pool->shares);
     nib_free_aligned(pool);
 }
 
@@ -234,6 +266,21 @@ unsigned nib_pool_size(const nib_pool *pool) {
     return pool ? pool->n_threads : 1;
 }
 
+/* One call of at most most_pieces. */
+static void run(nib_pool *pool, const job *of) {
+    const uint64_t n_pieces = of->n / of->grain + (of->n % of->grain != 0);
+    pool->job = *of;
+    for (uint64_t i = 0; i < pool->n_threads; i++)
+        atomic_store_explicit(&pool->shares[i].left,
+                              pack_share(n_pieces * i / pool->n_threads, n_pieces * (i + 1) / pool->n_threads),
+                              memory_order_relaxed);
+    atomic_fetch_add(&pool->state, one_call);
+    if (atomic_load(&pool->n_asleep)) nib_os_wake(&pool->state, INT_MAX);
+    work(pool, 0);
+    atomic_fetch_add(&pool->state, one_call);
+    wait_for_workers(pool);
+}
+
 void nib_par_for(nib_pool *pool, size_t n, size_t grain, nib_work_fn fn, void *arg) {
     if (n == 0) return;
     if (grain == 0) grain = 1;
@@ -241,11 +288,10 @@ void nib_par_for(nib_pool *pool, size_t n, size_t grain, nib_work_fn fn, void *a
         for (size_t begin = 0; begin < n; begin += grain) fn(arg, begin, n - begin < grain ? n : begin + grain, 0);
         return;
     }
-    pool->job = (job){fn, arg, n, grain, n / grain + (n % grain != 0)};
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_fetch_add(&pool->state, one_call);
-    if (atomic_load(&pool->n_asleep)) nib_os_wake(&pool->state, INT_MAX);
-    work(pool, 0);
-    atomic_fetch_add(&pool->state, one_call);
-    wait_for_workers(pool);
+    const size_t most = grain <= SIZE_MAX / most_pieces ? grain * most_pieces : SIZE_MAX;
+    for (size_t first = 0; first < n;) {
+        const size_t n_now = n - first < most ? n - first : most;
+        run(pool, &(job){fn, arg, first, n_now, grain});
+        first += n_now;
+    }
 }

@@ -148,10 +148,21 @@ static size_t items_of(const attend_job *job, const nib_attend_segment *segment)
     return blocks_of(job, segment) * job->kv->n_head_kv * job->n_groups * cuts_of(job, segment);
 }
 
+/* The keys that an item begins with: piece, then group and kv head, then block. */
+static const char *keys_of(const attend_job *job, const nib_attend_segment *segment, size_t item) {
+    const nib_kv_layer *kv = job->kv;
+    const size_t n_cuts = cuts_of(job, segment);
+    const uint32_t head_kv = (uint32_t)(item / n_cuts / job->n_groups % kv->n_head_kv);
+    const size_t piece = first_piece(job, segment->pos) + item % n_cuts;
+    return (const char *)kv->keys + head_start(kv, segment->seq, head_kv) +
+           piece * NIB_ATTEND_PIECE * nib_kv_row_bytes(kv->type, kv->head_dim);
+}
+
 /* item: within the segment; later tokens, which see more keys, come first so that no worker ends with the longest. */
 static void attend_item(const attend_job *job, const nib_attend_segment *segment, size_t item, float *scratch) {
     const nib_kv_layer *kv = job->kv;
     const uint32_t piece = first_piece(job, segment->pos) + (uint32_t)(item % cuts_of(job, segment));
+    const char *keys_ahead = keys_of(job, segment, item + 1);
     item /= cuts_of(job, segment);
     const size_t per_block = (size_t)kv->n_head_kv * job->n_groups;
     const uint32_t block = (uint32_t)(blocks_of(job, segment) - 1 - item / per_block);
@@ -164,6 +175,7 @@ static void attend_item(const attend_job *job, const nib_attend_segment *segment
         .type = kv->type,
         .keys = (const char *)kv->keys + start,
         .values = (const char *)kv->values + start,
+        .keys_ahead = keys_ahead,
         .integers =
             job->path != NIB_PATH_EXACT && kv->type != NIB_KV_TYPE_F32 && (size_t)segment->n * shared > FEW_ROWS,
         .head_dim = kv->head_dim,

@@ -161,6 +161,7 @@ typedef struct nib_kv_kernels {
 typedef struct nib_attend_task {
     nib_kv_type type;
     const char *keys, *values; /* position 0 of the sequence and kv head */
+    const char *keys_ahead;    /* what this worker will most likely read next */
     bool integers;             /* how scores and sums are computed: see level_attend.c */
     uint32_t head_dim;
     uint32_t n_tokens, n_heads; /* n_tokens * n_heads <= NIB_ATTEND_ROWS */

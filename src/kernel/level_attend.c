@@ -39,6 +39,7 @@ typedef struct work {
     size_t n_rows;         /* of the task */
     size_t pairs;          /* of dimensions */
     row_states piece, all; /* of the piece being read; of those before it */
+    const char *ahead;     /* floats: the keys that are read after this block */
     float *q;              /* floats: (rows, padded), times the scale of the scores */
     int32_t *q_pairs;      /* integers: (rows, pairs) */
     float *q_scale; /* (rows) what one unit of q_pairs times one of key_pairs is worth, but for the key's scale */
@@ -120,19 +121,19 @@ NIB_INLINE int tile_vectors(int rows) {
 #endif
 }
 
-/* Few rows wait for memory: they ask for n bytes of the next block while they work on this one. */
+/* Few rows wait for memory: while they work on a block's keys they ask for its values, and then for the next keys. */
 NIB_INLINE void ask_for(const char *at, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(at + i, 0, 2);
 }
 
 /* Scores of some rows against a block's 64 keys; those past the last position are garbage that nobody sees. */
 NIB_INLINE void score_rows(nib_kv_type type, int rows, const nib_attend_task *task, const work *w, const char *tiles,
-                           size_t row) {
+                           const char *values, size_t row) {
     const size_t n = task->head_dim, tile_bytes = kv_tile_bytes(type, n),
                  group = type == NIB_KV_TYPE_Q8_0 ? KV_GROUP : n;
     const int vectors = tile_vectors(rows);
     const size_t step = 2 * tile_bytes / n / (KEYS / 16 / (size_t)vectors);
-    const char *next = tiles + (row ? 0 : 2 * tile_bytes); /* asked for once; the block at hand is there already */
+    const char *next = row ? tiles : values; /* asked for once; the keys at hand are there already */
     for (size_t begin = 0; begin < n; begin += group)
         for (int at = 0; at < KEYS / 16; at += vectors) {
             vf sum[FLOAT_ROWS][4];
@@ -197,7 +198,7 @@ NIB_INLINE void add_values(nib_kv_type type, int rows, int vectors, const nib_at
                            const float *rescale) {
     const size_t tile_bytes = kv_tile_bytes(type, task->head_dim), padded = ((size_t)task->head_dim + 15) / 16 * 16;
     const size_t row_bytes = tile_bytes / KV_TILE, width = row_bytes * 16 * (size_t)vectors / padded;
-    const char *next = tiles + (row ? 0 : 2 * tile_bytes) + d * row_bytes / padded;
+    const char *next = (row ? tiles : w->ahead) + d * row_bytes / padded;
     vf sum[FLOAT_ROWS][4];
     NIB_UNROLL for (int r = 0; r < rows; r++) NIB_UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = vf_zero();
     for (size_t first = 0; first < n_keys; first += KV_TILE, tiles += tile_bytes) {
@@ -239,7 +240,7 @@ NIB_INLINE void step_rows(nib_kv_type type, int rows, const nib_attend_task *tas
     }
     if (!end) return;
     if (end > n_keys) end = n_keys;
-    score_rows(type, rows, task, w, task->keys + at, row);
+    score_rows(type, rows, task, w, task->keys + at, task->values + at, row);
     for (int r = 0; r < rows; r++)
         rescale[r] = weigh_row(w->scores + r * KEYS, seen_by(task, row + (size_t)r, w->n_rows, first),
                                w->piece.most + row + r, w->piece.total + row + r);
@@ -529,10 +530,14 @@ static void read_piece(const nib_attend_task *task, work *w, size_t piece) {
     forget(&w->piece, tiled, w->padded);
     for (size_t first = seen_from > begin ? seen_from / KEYS * KEYS : begin; first < end; first += KEYS) {
         const size_t n = end - first < KEYS ? end - first : KEYS;
-        if (task->integers)
+        if (task->integers) {
             step_integers(task, w, first, n);
-        else
-            step_floats(task, w, first, n);
+            continue;
+        }
+        w->ahead = first + KEYS < end
+                       ? task->keys + (first + KEYS) / KV_TILE * kv_tile_bytes(task->type, task->head_dim)
+                       : task->keys_ahead;
+        step_floats(task, w, first, n);
     }
 }
 

@@ -281,6 +281,16 @@ static inline void fetch_tile(const panel_step *step, const void *packed) {
     for (size_t i = step->fetch_begin; i < step->fetch_end; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
+/* Where the sums will go: written at once they would have to wait. */
+static inline void fetch_out(const panel_step *step, const tile_at *tile) {
+    const nib_linear_task *task = step->task;
+    const float *out = task->out + (size_t)(tile->sums - step->sums) / ROWS * task->out_stride;
+    for (size_t t = 0; t < tile->n_columns; t++, out += task->out_stride) {
+        __builtin_prefetch(out, 1, 2);
+        __builtin_prefetch(out + 16, 1, 2);
+    }
+}
+
 /* The rows are too many streams for the processor to follow by itself. */
 static void fetch_weights(const panel_step *step) {
     for (size_t r = 0; r < step->task->n_rows; r++)
@@ -345,6 +355,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
         const tile_at tile = find_tile(step, i);
         work.tile = tile.packed;
         work.fetch = (const char *)tile.packed + step->to_next + step->fetch_begin;
+        if (k + K >= task->n_cols) fetch_out(step, &tile);
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
         if (!turns && !format->centre)
             subtract_minimums(scratch, work.tile, shape.group, work.n_groups, tile.n_columns, tile.sums);
@@ -436,6 +447,7 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
         part[p] = *task;
         part[p].weights = columns_at(task, ROWS * p, 0);
         part[p].n_rows = left < ROWS ? left : ROWS;
+        part[p].out = task->out + ROWS * p;
     }
     if (part[n_parts - 1].n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
     for (size_t k = 0; k < task->n_cols; k += K) {

@@ -90,11 +90,18 @@ static __attribute__((noinline)) void tile_bf16(size_t n_columns, const uint32_t
 
 /* ---- tiles of integers ------------------------------------------------------------------------------------------ */
 
+typedef enum scale_kind {
+    SCALES_PER_32,  /* floats, and activations have a scale per 32 columns, else per 256 */
+    SCALES_PER_256, /* floats */
+    SCALES_WHOLE,   /* whole numbers */
+} scale_kind;
+
 typedef struct int_work {
     const nib_panel *half; /* two */
     const nib_int_tile *tile;
     size_t n_groups;
-    vi centre; /* its logarithm; 32: there is none */
+    vi centre;       /* its logarithm; 32: there is none */
+    int32_t largest; /* of |code - centre|, where scales are whole */
     /* What to fetch from the third cache to the second, so much per 32 columns: in a row it would hold the sums up. */
     const char *fetch;
     size_t fetch_bytes;
@@ -131,22 +138,56 @@ NIB_INLINE void dot_codes(vi dot[INT_COLUMNS][INT_VECTORS], const int_work *work
     }
 }
 
-/* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, per_32 (activations have a scale per 32
- * columns), min_group and n are constants at every call. */
-NIB_INLINE void tile_ints_part(const int_work *work, size_t group, bool per_32, size_t min_group, size_t row,
-                               size_t column, size_t n, float *sums, bool first) {
+/* What the sums of group g begin with: -centre * sum of activations. */
+NIB_INLINE vi begin_of(const int_work *work, size_t group, size_t g, size_t column) {
     const nib_int_tile *tile = work->tile;
-    const nib_panel *half = work->half + row;
     const int32_t(*minus_sum)[TOKENS] = group == 16   ? tile->minus_sum16
                                         : group == 32 ? tile->minus_sum32
                                                       : tile->minus_sum256;
-    vf total[INT_COLUMNS][INT_VECTORS];
+    return vi_shl_by(vi_splat(minus_sum[g][column]), work->centre);
+}
+
+/* total -= d_min * minimums * sums of activations */
+NIB_INLINE void add_minimums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t min_group, size_t row,
+                             size_t column, size_t n) {
+    const nib_panel *half = work->half + row;
+    vi min[INT_COLUMNS][INT_VECTORS];
+    EACH_COLUMN EACH_VECTOR min[j][v] = vi_splat(0);
+    for (size_t i = 0; i < K / 2 / min_group; i++) {
+        const int16_t(*pair)[2] = min_group == 16 ? work->tile->sum16[i] : work->tile->sum32[i];
+        vi of_rows[INT_VECTORS];
+        EACH_VECTOR of_rows[v] = vi_load(half[v].min[i]);
+        EACH_COLUMN EACH_VECTOR min[j][v] = vi_dp2(min[j][v], of_rows[v], vi_splat_4(pair[column + j]));
+    }
+    EACH_VECTOR {
+        const vf minus_d_min = vf_load(half[v].minus_d_min);
+        EACH_COLUMN total[j][v] = vf_fma(vi_to_f(min[j][v]), minus_d_min, total[j][v]);
+    }
+}
+
+/* scaled: the activations' scale is in the totals already. */
+NIB_INLINE void add_to_sums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, bool scaled, size_t row,
+                            size_t column, size_t n, float *sums, bool first) {
+    EACH_COLUMN {
+        const vf factor = vf_splat(scaled ? 1 : work->tile->scale[0][column + j]);
+        float *to = sums + ROWS * (column + j) + 16 * row;
+        EACH_VECTOR {
+            const vf before = first ? vf_zero() : vf_load(to + 16 * v);
+            vf_store(to + 16 * v, scaled ? vf_add(total[j][v], before) : vf_fma(total[j][v], factor, before));
+        }
+    }
+}
+
+/* total = the products with scales that are floats; per_32: activations have a scale per 32 columns. */
+NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t group, bool per_32,
+                           bool has_centre, size_t row, size_t column, size_t n) {
+    const nib_panel *half = work->half + row;
     EACH_COLUMN EACH_VECTOR total[j][v] = vf_zero();
     const size_t n_groups = group == 256 ? 1 : work->n_groups;
     for (size_t g = 0; g < n_groups; g++) {
         vi dot[INT_COLUMNS][INT_VECTORS];
         EACH_COLUMN {
-            const vi begin = min_group ? vi_splat(0) : vi_shl_by(vi_splat(minus_sum[g][column + j]), work->centre);
+            const vi begin = has_centre ? begin_of(work, group, g, column + j) : vi_splat(0);
             EACH_VECTOR dot[j][v] = begin;
         }
         if (group == 256)
@@ -160,43 +201,78 @@ NIB_INLINE void tile_ints_part(const int_work *work, size_t group, bool per_32, 
         EACH_VECTOR {
             const vf scale = vf_load(half[v].scale[g]);
             EACH_COLUMN {
-                const float act_scale = tile->scale[per_32 ? g * group / 32 : 0][column + j];
+                const float act_scale = work->tile->scale[per_32 ? g * group / 32 : 0][column + j];
                 const vf factor = per_32 ? vf_mul(scale, vf_splat(act_scale)) : scale;
                 total[j][v] = vf_fma(vi_to_f(dot[j][v]), factor, total[j][v]);
             }
         }
     }
-    if (min_group) {
-        vi min[INT_COLUMNS][INT_VECTORS];
-        EACH_COLUMN EACH_VECTOR min[j][v] = vi_splat(0);
-        for (size_t i = 0; i < K / 2 / min_group; i++) {
-            const int16_t(*pair)[2] = min_group == 16 ? tile->sum16[i] : tile->sum32[i];
-            vi of_rows[INT_VECTORS];
-            EACH_VECTOR of_rows[v] = vi_load(half[v].min[i]);
-            EACH_COLUMN EACH_VECTOR min[j][v] = vi_dp2(min[j][v], of_rows[v], vi_splat_4(pair[column + j]));
+}
+
+/* The same where scales are whole numbers. If the sums over a group fit 16 bits, those of two groups are multiplied with
+ * their scales at once: the second group's sum is put into the upper half, then the first one's is added up in the lower
+ * half, with an offset that keeps it positive. Else each is multiplied by itself; the results are equal. */
+NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t group, bool has_centre,
+                          bool fits, size_t row, size_t column, size_t n) {
+    const nib_panel *half = work->half + row;
+    EACH_COLUMN EACH_VECTOR total[j][v] = vi_splat(0);
+    for (size_t pair = 0; pair < K / group / 2; pair++) {
+        vi dot[INT_COLUMNS][INT_VECTORS], scales[INT_VECTORS];
+        EACH_COLUMN {
+            const vi begin = has_centre ? begin_of(work, group, 2 * pair + 1, column + j) : vi_splat(0);
+            EACH_VECTOR dot[j][v] = begin;
         }
-        EACH_VECTOR {
-            const vf minus_d_min = vf_load(half[v].minus_d_min);
-            EACH_COLUMN total[j][v] = vf_fma(vi_to_f(min[j][v]), minus_d_min, total[j][v]);
+        dot_codes(dot, work, row, column, n, (2 * pair + 1) * group / 4, group / 4);
+        EACH_VECTOR if (!fits) scales[v] = vi_sar(vi_load(half[v].whole[pair]), 16);
+        EACH_COLUMN {
+            vi begin = has_centre ? begin_of(work, group, 2 * pair, column + j) : vi_splat(0);
+            if (fits) begin = vi_add(begin, vi_splat(0x8000));
+            EACH_VECTOR {
+                if (!fits) total[j][v] = vi_add(total[j][v], vi_mul(dot[j][v], scales[v]));
+                dot[j][v] = fits ? vi_add(vi_shl(dot[j][v], 16), begin) : begin;
+            }
         }
-    }
-    EACH_COLUMN {
-        const vf factor = vf_splat(per_32 ? 1 : tile->scale[0][column + j]);
-        float *to = sums + ROWS * (column + j) + 16 * row;
+        dot_codes(dot, work, row, column, n, 2 * pair * group / 4, group / 4);
+        for (size_t i = 0; i < 2 * group; i += 32) fetch_part(work, (2 * pair * group + i) / 32);
         EACH_VECTOR {
-            const vf before = first ? vf_zero() : vf_load(to + 16 * v);
-            vf_store(to + 16 * v, per_32 ? vf_add(total[j][v], before) : vf_fma(total[j][v], factor, before));
+            scales[v] = vi_load(half[v].whole[pair]);
+            if (!fits) scales[v] = vi_sar(vi_shl(scales[v], 16), 16);
+            EACH_COLUMN total[j][v] = fits ? vi_dp2(total[j][v], vi_xor(dot[j][v], vi_splat(0x8000)), scales[v])
+                                           : vi_add(total[j][v], vi_mul(dot[j][v], scales[v]));
         }
     }
 }
 
-NIB_INLINE void tile_ints(const int_work *work, size_t group, bool per_32, size_t min_group, size_t n_columns,
+/* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, scales, min_group and n are constants at
+ * every call. */
+NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t row,
+                               size_t column, size_t n, float *sums, bool first) {
+    vf total[INT_COLUMNS][INT_VECTORS];
+    if (scales == SCALES_WHOLE) {
+        const int32_t most = group == 16 ? work->tile->most16 : work->tile->most32;
+        vi whole[INT_COLUMNS][INT_VECTORS];
+        if (most * work->largest <= INT16_MAX)
+            sum_whole(whole, work, group, !min_group, true, row, column, n);
+        else
+            sum_whole(whole, work, group, !min_group, false, row, column, n);
+        EACH_VECTOR {
+            const vf d = vf_load(work->half[row + v].d);
+            EACH_COLUMN total[j][v] = vf_mul(vi_to_f(whole[j][v]), d);
+        }
+    } else {
+        sum_scaled(total, work, group, scales == SCALES_PER_32, !min_group, row, column, n);
+    }
+    if (min_group) add_minimums(total, work, min_group, row, column, n);
+    add_to_sums(total, work, scales == SCALES_PER_32, row, column, n, sums, first);
+}
+
+NIB_INLINE void tile_ints(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t n_columns,
                           float *sums, bool first) {
     const size_t whole = n_columns / INT_COLUMNS * INT_COLUMNS, rest = n_columns - whole;
     for (size_t row = 0; row < 2; row += INT_VECTORS) {
         for (size_t column = 0; column < whole; column += INT_COLUMNS)
-            tile_ints_part(work, group, per_32, min_group, row, column, INT_COLUMNS, sums, first);
-        if (rest) tile_ints_part(work, group, per_32, min_group, row, whole, rest, sums, first);
+            tile_ints_part(work, group, scales, min_group, row, column, INT_COLUMNS, sums, first);
+        if (rest) tile_ints_part(work, group, scales, min_group, row, whole, rest, sums, first);
     }
 }
 
@@ -217,20 +293,20 @@ typedef void int_tile_fn(const int_work *work, float *sums, bool first);
     static int_tile_fn *const name[TOKENS] = {tile_##name##_1, tile_##name##_2, tile_##name##_3, \
                                               tile_##name##_4, tile_##name##_5, tile_##name##_6};
 
-INT_TILES(per_32_group_16, 16, true, 0)
-INT_TILES(per_32_group_32, 32, true, 0)
-INT_TILES(group_16, 16, false, 0)
-INT_TILES(group_32, 32, false, 0)
-INT_TILES(group_32_min_32, 32, false, 32)
-INT_TILES(folded, 256, false, 0)
-INT_TILES(folded_min_16, 256, false, 16)
-INT_TILES(folded_min_32, 256, false, 32)
+INT_TILES(per_32_group_16, 16, SCALES_PER_32, 0)
+INT_TILES(per_32_group_32, 32, SCALES_PER_32, 0)
+INT_TILES(group_16, 16, SCALES_PER_256, 0)
+INT_TILES(group_32, 32, SCALES_PER_256, 0)
+INT_TILES(whole_16, 16, SCALES_WHOLE, 0)
+INT_TILES(whole_32_min_32, 32, SCALES_WHOLE, 32)
+INT_TILES(folded, 256, SCALES_PER_256, 0)
+INT_TILES(folded_min_16, 256, SCALES_PER_256, 16)
 
 static int_tile_fn *const *int_tiles_for(nib_route route, const nib_panel_shape *shape) {
     if (route == NIB_ROUTE_INT_32) return shape->group == 16 ? per_32_group_16 : per_32_group_32;
-    if (shape->group == 16) return group_16;
-    if (shape->group == 32) return shape->min_group ? group_32_min_32 : group_32;
-    return shape->min_group == 16 ? folded_min_16 : shape->min_group == 32 ? folded_min_32 : folded;
+    if (shape->whole) return shape->group == 16 ? whole_16 : whole_32_min_32;
+    if (shape->group == 256) return shape->min_group ? folded_min_16 : folded;
+    return shape->group == 16 ? group_16 : group_32;
 }
 
 /* sums -= minimums (floats, of formats that only unpack) * sums of activations. */
@@ -339,7 +415,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
     const size_t k = step->k, n = step->n;
     const bool turns = format->turn && n == K && task->n_rows == ROWS;
     const nib_panel_shape shape =
-        turns ? format->shape : (nib_panel_shape){(uint16_t)format->group, (uint16_t)format->centre, 0};
+        turns ? format->shape : (nib_panel_shape){.group = (uint16_t)format->group, .centre = (uint16_t)format->centre};
     if (turns)
         for (size_t v = 0; v < 2; v++)
             format->turn(format, &scratch->panel.ints.half[v], columns_at(task, 16 * v, k), task->row_bytes);
@@ -350,6 +426,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
     int_work work = {.half = scratch->panel.ints.half,
                      .n_groups = n / shape.group,
                      .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32),
+                     .largest = shape.whole,
                      .fetch_bytes = (step->fetch_end - step->fetch_begin + 8 * 64 - 1) / (8 * 64) * 64};
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);

@@ -209,30 +209,43 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
     }
 }
 
+/* Where every register is taken: the compiler would load and compute ahead, and move sums out. */
+#if defined(NIB_VEC_512)
+#define PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
+#else
+#define PIN(x)
+#endif
+
+enum { WHOLE_CENTRE = 5 }; /* logarithm of the centre where scales are whole and there are no minimums: q6_k */
+
 /* The same where scales are whole numbers. If the sums over a group fit 16 bits, those of two groups are multiplied with
  * their scales at once: the second group's sum is put into the upper half, then the first one's is added up in the lower
  * half, with an offset that keeps it positive. Else each is multiplied by itself; the results are equal. */
 NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t group, bool has_centre,
                           bool fits, size_t row, size_t column, size_t n) {
     const nib_panel *half = work->half + row;
+    const int32_t(*minus_sum)[TOKENS] = group == 16 ? work->tile->minus_sum16 : work->tile->minus_sum32;
+#define BEGIN(g) (has_centre ? vi_shl(vi_splat(minus_sum[g][column + j]), WHOLE_CENTRE) : vi_splat(0))
     EACH_COLUMN EACH_VECTOR total[j][v] = vi_splat(0);
     for (size_t pair = 0; pair < K / group / 2; pair++) {
         vi dot[INT_COLUMNS][INT_VECTORS], scales[INT_VECTORS];
         EACH_COLUMN {
-            const vi begin = has_centre ? begin_of(work, group, 2 * pair + 1, column + j) : vi_splat(0);
+            const vi begin = BEGIN(2 * pair + 1);
             EACH_VECTOR dot[j][v] = begin;
         }
         dot_codes(dot, work, row, column, n, (2 * pair + 1) * group / 4, group / 4);
+        EACH_COLUMN EACH_VECTOR PIN(dot[j][v]);
         EACH_VECTOR if (!fits) scales[v] = vi_sar(vi_load(half[v].whole[pair]), 16);
         EACH_COLUMN {
-            vi begin = has_centre ? begin_of(work, group, 2 * pair, column + j) : vi_splat(0);
-            if (fits) begin = vi_add(begin, vi_splat(0x8000));
+            const vi begin = fits ? vi_add(BEGIN(2 * pair), vi_splat(0x8000)) : BEGIN(2 * pair);
             EACH_VECTOR {
                 if (!fits) total[j][v] = vi_add(total[j][v], vi_mul(dot[j][v], scales[v]));
                 dot[j][v] = fits ? vi_add(vi_shl(dot[j][v], 16), begin) : begin;
+                PIN(dot[j][v]);
             }
         }
         dot_codes(dot, work, row, column, n, 2 * pair * group / 4, group / 4);
+        EACH_COLUMN EACH_VECTOR PIN(dot[j][v]);
         for (size_t i = 0; i < 2 * group; i += 32) fetch_part(work, (2 * pair * group + i) / 32);
         EACH_VECTOR {
             scales[v] = vi_load(half[v].whole[pair]);
@@ -241,6 +254,7 @@ NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *wo
                                            : vi_add(total[j][v], vi_mul(dot[j][v], scales[v]));
         }
     }
+#undef BEGIN
 }
 
 /* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, scales, min_group and n are constants at
@@ -351,12 +365,6 @@ static inline tile_at find_tile(const panel_step *step, size_t i) {
                      .sums = step->sums + ROWS * (begin - zero)};
 }
 
-/* From the third cache to the second. */
-static inline void fetch_tile(const panel_step *step, const void *packed) {
-    const char *next = (const char *)packed + step->to_next;
-    for (size_t i = step->fetch_begin; i < step->fetch_end; i += 64) __builtin_prefetch(next + i, 0, 2);
-}
-
 /* Where the sums will go: written at once they would have to wait. */
 static inline void fetch_out(const panel_step *step, const tile_at *tile) {
     const nib_linear_task *task = step->task;
@@ -455,6 +463,12 @@ static void panel_floats(const panel_step *step, nib_panel_scratch *scratch) {
 }
 
 #if defined(__AVX512BF16__)
+/* From the third cache to the second. */
+static inline void fetch_tile(const panel_step *step, const void *packed) {
+    const char *next = (const char *)packed + step->to_next;
+    for (size_t i = step->fetch_begin; i < step->fetch_end; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
 static void panel_bf16(const panel_step *step, nib_panel_scratch *scratch) {
     const nib_linear_task *task = step->task;
     const size_t k = step->k, n = step->n, n_pairs = (n + 1) / 2;

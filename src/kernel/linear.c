@@ -1,6 +1,6 @@
 /* Matrix products over the pool. Activations are rounded and packed once for all products that want them the same way;
- * then the workers claim pieces of the weights: 32 rows (and at most 516 tokens) by panels, or some rows when tokens are
- * few. */
+ * then the workers claim pieces of the weights: up to 4 x 32 rows (and at most 516 tokens) by panels, or some rows when
+ * tokens are few. */
 #include "base/memory.h"
 #include "cpu/cpu.h"
 #include "format/format.h"
@@ -24,7 +24,7 @@ static const linear_kernels *kernels_in_use(void) {
 }
 
 enum {
-    CHUNK_TILES = 86, /* tiles of tokens in one piece: their sums, 64 KiB, stay in the second cache */
+    CHUNK_TILES = 86, /* tiles of tokens in one piece: their sums, 64 KiB a panel, stay in the second cache */
     MIN_ROWS = 16,    /* by rows: a piece is so many, and more while the weights of a piece are few */
     MAX_ROWS = 64,
     PIECE_BYTES = 32 << 10,

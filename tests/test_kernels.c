@@ -406,6 +406,38 @@ static void check_batches(void) {
     }
 }
 
+/* Sums that do not fit 16 bits, beside tokens whose sums do: those come out the same as among their like. */
+static void check_large_sums(void) {
+    static const char *const names[] = {"q4_k", "q5_k", "q6_k"};
+    enum { COLS = 512, ROWS = 32, TOKENS = 6, LARGE = 3 };
+    for (size_t f = 0; f < sizeof names / sizeof *names; f++) {
+        matrix m = matrix_new(nib_format_find(names[f]), COLS, ROWS);
+        float *x = random_floats(TOKENS * COLS, 1), among_like[TOKENS * ROWS], out[TOKENS * ROWS];
+        for (uint32_t i = 0; i < TOKENS; i++) x[i * COLS + 7] = x[i * COLS + 300] = 4; /* the rest is small beside it */
+        void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(COLS, TOKENS, 1));
+        assert_non_null(scratch);
+        nib_product product = {m.matrix, NULL, among_like};
+        nib_linear(NULL, NIB_PATH_DEPLOYED, x, TOKENS, &product, 1, scratch);
+        for (uint32_t k = 0; k < COLS; k++) {
+            x[k] = 1;
+            x[COLS + k] = -1;
+            x[2 * COLS + k] = m.decoded[k] < 0 ? -1 : 1;
+        }
+        product.out = out;
+        nib_linear(NULL, NIB_PATH_DEPLOYED, x, TOKENS, &product, 1, scratch);
+        for (uint32_t t = 0; t < LARGE; t++)
+            for (uint32_t r = 0; r < ROWS; r++) {
+                double sum = 0;
+                for (uint32_t k = 0; k < COLS; k++) sum += (double)m.decoded[r * COLS + k] * x[t * COLS + k];
+                assert_true(fabs(out[t * ROWS + r] - sum) <= 1e-4);
+            }
+        assert_memory_equal(out + LARGE * ROWS, among_like + LARGE * ROWS, (TOKENS - LARGE) * ROWS * sizeof *out);
+        nib_free_aligned(x);
+        nib_free_aligned(scratch);
+        matrix_free(&m);
+    }
+}
+
 /* A broken activation must show in the result, not be rounded to a number. */
 static void check_not_finite(void) {
     static const char *const names[] = {"q8_0", "q4_k", "f32"};
@@ -459,6 +491,31 @@ static void check_threads(void) {
     for (size_t f = 0; f < 3; f++) nib_free_aligned(first[f]);
 }
 
+/* So much that one worker takes several panels at once; of five, each takes one. */
+static void check_panels(void) {
+    enum { ROWS = 300, TOKENS = 246, COLS = 1280 };
+    matrix m = matrix_new(nib_format_find("q4_k"), COLS, ROWS);
+    float *x = random_floats(TOKENS * COLS, 1), *bias = random_floats(ROWS, 1), *out[2];
+    for (unsigned i = 0; i < 2; i++) {
+        const unsigned n_threads = i ? 5 : 1;
+        nib_pool *pool = NULL;
+        assert_int_equal(nib_pool_new(n_threads, &pool, NULL), NIB_OK);
+        out[i] = nib_alloc_aligned(TOKENS * ROWS * sizeof *out[i]);
+        void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(COLS, TOKENS, n_threads));
+        assert_true(out[i] && scratch);
+        const nib_product product = {m.matrix, bias, out[i]};
+        nib_linear(pool, NIB_PATH_DEPLOYED, x, TOKENS, &product, 1, scratch);
+        nib_free_aligned(scratch);
+        nib_pool_free(pool);
+    }
+    assert_memory_equal(out[0], out[1], TOKENS * ROWS * sizeof *out[0]);
+    nib_free_aligned(out[0]);
+    nib_free_aligned(out[1]);
+    nib_free_aligned(x);
+    nib_free_aligned(bias);
+    matrix_free(&m);
+}
+
 static void check_embedding(void) {
     matrix m = matrix_new(nib_format_find("q8_0"), 96, 11);
     static const int32_t ids[] = {10, 0, 3, 3};
@@ -487,7 +544,9 @@ ON_EACH_LEVEL(groups)
 ON_EACH_LEVEL(widths)
 ON_EACH_LEVEL(batches)
 ON_EACH_LEVEL(not_finite)
+ON_EACH_LEVEL(large_sums)
 ON_EACH_LEVEL(threads)
+ON_EACH_LEVEL(panels)
 
 static void test_levels(void **state) {
     (void)state;
@@ -512,7 +571,8 @@ int main(void) {
         cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_widths),     cmocka_unit_test(test_groups),
         cmocka_unit_test(test_batches),    cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_large_sums), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_panels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

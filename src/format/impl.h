@@ -32,16 +32,24 @@ typedef struct nib_codes {
  *
  *     weight = scale[column / group] * (code - centre)  -  d_min * min[column / min_group]
  *
- * Scales are floats; minimums are whole numbers, for the k-quants' kind of formats, and stand in pairs. */
+ * Scales are floats, or whole numbers times a float d; minimums are whole numbers, for the k-quants' kind of formats.
+ * Whole numbers stand in pairs. */
 typedef struct nib_panel_shape {
     uint16_t group;     /* 16, 32 or 256 (the sub-blocks' scales are in the codes) */
     uint16_t centre;    /* 0 or a power of two */
     uint16_t min_group; /* 16 or 32; 0: there are no minimums */
+    uint16_t whole;     /* 0: scales are floats; else they are whole, and this is the largest |code - centre| */
 } nib_panel_shape;
 
 typedef struct nib_panel {
     _Alignas(64) uint8_t code[NIB_PANEL_K / 4][16][4];
-    float scale[NIB_PANEL_K / 16][16];
+    union {
+        float scale[NIB_PANEL_K / 16][16];
+        struct {
+            int16_t whole[NIB_PANEL_K / 32][16][2];
+            float d[16];
+        };
+    };
     int16_t min[NIB_PANEL_K / 32][16][2];
     float minus_d_min[16];
 } nib_panel;

@@ -63,10 +63,15 @@ static inline void put_five_bits_32(nib_panel *out, unsigned first, const vi *wo
     }
 }
 
-/* Minimums of two groups, bytes 2 i and 2 i + 1 of the words. */
-static inline void put_minimums(nib_panel *out, unsigned i, const vi *word) {
+/* Bytes 2 i and 2 i + 1 of the words, as two numbers of 16 bits. */
+static inline vi pair_at(const vi *word, unsigned i) {
     const vi two = vi_shr(word[i / 2], (int)(i % 2 * 16));
-    vi_store(out->min[i], vi_or(vi_and(two, vi_splat(0xff)), vi_shl(vi_and(two, vi_splat(0xff00)), 8)));
+    return vi_or(vi_and(two, vi_splat(0xff)), vi_shl(vi_and(two, vi_splat(0xff00)), 8));
+}
+static inline vi signed_pair_at(const vi *word, unsigned i) {
+    const vi two = vi_shr(word[i / 2], (int)(i % 2 * 16));
+    const vi low = vi_sar(vi_shl(two, 24), 24), high = vi_sar(vi_shl(two, 16), 24);
+    return vi_or(vi_and(low, vi_splat(0xffff)), vi_shl(high, 16));
 }
 
 #endif

@@ -171,7 +171,7 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
         scale[i] = cut_bytes(scale_min[i], 0, 15);
         min[i] = cut_bytes(scale_min[i], 4, 15);
     }
-    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) put_minimums(out, i, min);
+    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) vi_store(out->min[i], pair_at(min, i));
     PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
         const unsigned first = i / 2 * 32 + i % 2 * 4;
         vi codes[4];

@@ -152,11 +152,8 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi scale[4], tail[4];
     vi_turn(scale, in->scale, stride);
     vi_turn(tail, in->scale + 2, stride); /* d is the last half */
-    const vf d = half_at(tail, 14);
-    PANEL_UNROLL for (unsigned g = 0; g < N_SUB; g++) {
-        const vi code = vi_sar(vi_shl(scale[g / 4], (int)(24 - g % 4 * 8)), 24);
-        vf_store(out->scale[g], vf_mul(d, vi_to_f(code)));
-    }
+    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) vi_store(out->whole[i], signed_pair_at(scale, i));
+    vf_store(out->d, half_at(tail, 14));
     for (unsigned i = 0; i < 4; i++) { /* columns 128 (i / 2) + 16 (i % 2) .. + 15, and those 32, 64 and 96 further */
         const unsigned first = i / 2 * 32 + i % 2 * 4;
         vi high[4], low[2][4];
@@ -197,7 +194,7 @@ NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB,
                    .centre = 32,
-                   .shape = {.group = 16, .centre = 32},
+                   .shape = {.group = 16, .centre = 32, .whole = 32},
                    .encode = encode,
                    .decode = decode,
                    .check = check,

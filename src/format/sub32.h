@@ -58,13 +58,15 @@ DOT_INLINE void dot_read_sub32(dot_whole *w, const sub32_head *head) {
 
 /* The same of 16 rows; word: the head. */
 static inline void turn_sub32(nib_panel *out, const vi word[4]) {
-    const vf d = half_at(word, 0);
     const vi scale[2] = {cut_bytes(word[1], 0, 63),
                          vi_or(cut_bytes(word[3], 0, 15), vi_shl(cut_bytes(word[1], 6, 3), 4))};
     const vi min[2] = {cut_bytes(word[2], 0, 63),
                        vi_or(cut_bytes(word[3], 4, 15), vi_shl(cut_bytes(word[2], 6, 3), 4))};
-    PANEL_UNROLL for (unsigned b = 0; b < SUB32_N; b++) vf_store(out->scale[b], vf_mul(d, vi_to_f(byte_at(scale, b))));
-    PANEL_UNROLL for (unsigned i = 0; i < SUB32_N / 2; i++) put_minimums(out, i, min);
+    PANEL_UNROLL for (unsigned i = 0; i < SUB32_N / 2; i++) {
+        vi_store(out->whole[i], pair_at(scale, i));
+        vi_store(out->min[i], pair_at(min, i));
+    }
+    vf_store(out->d, half_at(word, 0));
     vf_store(out->minus_d_min, vf_sub(vf_zero(), half_at(word, 2)));
 }
 

@@ -41,6 +41,7 @@ typedef struct nib_row_kernels {
 
 enum {
     NIB_PANEL_ROWS = 32, /* weight rows that are unpacked together */
+    NIB_TASK_PANELS = 4, /* panels of one task at most: they share the tiles while the second cache has them */
     NIB_TILE_TOKENS = 6, /* tokens of one register tile */
     NIB_GEMV_TOKENS = NIB_DOT_TOKENS,
 };
@@ -75,7 +76,7 @@ typedef struct nib_linear_task {
     nib_route route;
     const void *weights; /* row 0 of the rows below */
     size_t row_bytes;
-    uint32_t n_cols, n_rows; /* columns; rows here: at most 32 in a panel */
+    uint32_t n_cols, n_rows; /* columns; rows here: by panels at most 4 x 32 */
     const void *tiles;       /* packed activations: see pack_tile, pack_row */
     uint32_t n_tokens;
     /* Panels: these tiles of all the batch's; bytes of a tile of 256 columns. */
@@ -99,8 +100,8 @@ typedef struct nib_pack_kernels {
 typedef struct nib_gemm_kernels {
     bool has_bf16;
     bool has_dp4; /* four bytes are multiplied and added in one instruction */
-    /* sums: (n_tokens, 32) floats of this worker. */
-    void (*panel)(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums);
+    /* sums: (n_tokens, 32) floats for each panel. */
+    void (*panels)(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums);
 } nib_gemm_kernels;
 
 typedef struct nib_gemv_kernels {

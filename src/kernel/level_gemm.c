@@ -90,12 +90,27 @@ static __attribute__((noinline)) void tile_bf16(size_t n_columns, const uint32_t
 
 /* ---- tiles of integers ------------------------------------------------------------------------------------------ */
 
+typedef enum scale_kind {
+    SCALES_PER_32,  /* floats, and activations have a scale per 32 columns, else per 256 */
+    SCALES_PER_256, /* floats */
+    SCALES_WHOLE,   /* whole numbers */
+} scale_kind;
+
 typedef struct int_work {
     const nib_panel *half; /* two */
     const nib_int_tile *tile;
     size_t n_groups;
-    vi centre; /* its logarithm; 32: there is none */
+    vi centre;       /* its logarithm; 32: there is none */
+    int32_t largest; /* of |code - centre|, where scales are whole */
+    /* What to fetch from the third cache to the second, so much per 32 columns: in a row it would hold the sums up. */
+    const char *fetch;
+    size_t fetch_bytes;
 } int_work;
+
+NIB_INLINE void fetch_part(const int_work *work, size_t part) {
+    const char *from = work->fetch + part * work->fetch_bytes;
+    for (size_t i = 0; i < work->fetch_bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
 
 /* Four bytes of 4 * n_k columns. row: in vectors */
 NIB_INLINE void dot_codes(vi dot[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t row, size_t column, size_t n,
@@ -123,59 +138,155 @@ NIB_INLINE void dot_codes(vi dot[INT_COLUMNS][INT_VECTORS], const int_work *work
     }
 }
 
-/* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, per_32 (activations have a scale per 32
- * columns), min_group and n are constants at every call. */
-NIB_INLINE void tile_ints_part(const int_work *work, size_t group, bool per_32, size_t min_group, size_t row,
-                               size_t column, size_t n, float *sums, bool first) {
+/* What the sums of group g begin with: -centre * sum of activations. */
+NIB_INLINE vi begin_of(const int_work *work, size_t group, size_t g, size_t column) {
     const nib_int_tile *tile = work->tile;
-    const nib_panel *half = work->half + row;
     const int32_t(*minus_sum)[TOKENS] = group == 16   ? tile->minus_sum16
                                         : group == 32 ? tile->minus_sum32
                                                       : tile->minus_sum256;
-    vf total[INT_COLUMNS][INT_VECTORS];
+    return vi_shl_by(vi_splat(minus_sum[g][column]), work->centre);
+}
+
+/* total -= d_min * minimums * sums of activations */
+NIB_INLINE void add_minimums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t min_group, size_t row,
+                             size_t column, size_t n) {
+    const nib_panel *half = work->half + row;
+    vi min[INT_COLUMNS][INT_VECTORS];
+    EACH_COLUMN EACH_VECTOR min[j][v] = vi_splat(0);
+    for (size_t i = 0; i < K / 2 / min_group; i++) {
+        const int16_t(*pair)[2] = min_group == 16 ? work->tile->sum16[i] : work->tile->sum32[i];
+        vi of_rows[INT_VECTORS];
+        EACH_VECTOR of_rows[v] = vi_load(half[v].min[i]);
+        EACH_COLUMN EACH_VECTOR min[j][v] = vi_dp2(min[j][v], of_rows[v], vi_splat_4(pair[column + j]));
+    }
+    EACH_VECTOR {
+        const vf minus_d_min = vf_load(half[v].minus_d_min);
+        EACH_COLUMN total[j][v] = vf_fma(vi_to_f(min[j][v]), minus_d_min, total[j][v]);
+    }
+}
+
+/* scaled: the activations' scale is in the totals already. */
+NIB_INLINE void add_to_sums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, bool scaled, size_t row,
+                            size_t column, size_t n, float *sums, bool first) {
+    EACH_COLUMN {
+        const vf factor = vf_splat(scaled ? 1 : work->tile->scale[0][column + j]);
+        float *to = sums + ROWS * (column + j) + 16 * row;
+        EACH_VECTOR {
+            const vf before = first ? vf_zero() : vf_load(to + 16 * v);
+            vf_store(to + 16 * v, scaled ? vf_add(total[j][v], before) : vf_fma(total[j][v], factor, before));
+        }
+    }
+}
+
+/* total = the products with scales that are floats; per_32: activations have a scale per 32 columns. */
+NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t group, bool per_32,
+                           bool has_centre, size_t row, size_t column, size_t n) {
+    const nib_panel *half = work->half + row;
     EACH_COLUMN EACH_VECTOR total[j][v] = vf_zero();
     const size_t n_groups = group == 256 ? 1 : work->n_groups;
     for (size_t g = 0; g < n_groups; g++) {
         vi dot[INT_COLUMNS][INT_VECTORS];
         EACH_COLUMN {
-            const vi begin = min_group ? vi_splat(0) : vi_shl_by(vi_splat(minus_sum[g][column + j]), work->centre);
+            const vi begin = has_centre ? begin_of(work, group, g, column + j) : vi_splat(0);
             EACH_VECTOR dot[j][v] = begin;
         }
         if (group == 256)
-            for (size_t k = 0; k < K / 4; k += 4) dot_codes(dot, work, row, column, n, k, 4);
+            for (size_t k = 0; k < K / 4; k += 8) {
+                dot_codes(dot, work, row, column, n, k, 8);
+                fetch_part(work, k / 8);
+            }
         else
             dot_codes(dot, work, row, column, n, g * group / 4, group / 4);
+        if (group != 256 && g * group % 32 == 0) fetch_part(work, g * group / 32);
         EACH_VECTOR {
             const vf scale = vf_load(half[v].scale[g]);
             EACH_COLUMN {
-                const float act_scale = tile->scale[per_32 ? g * group / 32 : 0][column + j];
+                const float act_scale = work->tile->scale[per_32 ? g * group / 32 : 0][column + j];
                 const vf factor = per_32 ? vf_mul(scale, vf_splat(act_scale)) : scale;
                 total[j][v] = vf_fma(vi_to_f(dot[j][v]), factor, total[j][v]);
             }
         }
     }
-    EACH_COLUMN EACH_VECTOR {
-        float *to = sums + ROWS * (column + j) + 16 * (row + v);
-        if (min_group) {
-            vi min = vi_splat(0);
-            for (size_t i = 0; i < K / 2 / min_group; i++) {
-                const int16_t *pair = min_group == 16 ? tile->sum16[i][column + j] : tile->sum32[i][column + j];
-                min = vi_dp2(min, vi_load(half[v].min[i]), vi_splat_4(pair));
-            }
-            total[j][v] = vf_fma(vi_to_f(min), vf_load(half[v].minus_d_min), total[j][v]);
-        }
-        const vf factor = vf_splat(per_32 ? 1 : tile->scale[0][column + j]);
-        vf_store(to, vf_fma(total[j][v], factor, first ? vf_zero() : vf_load(to)));
-    }
 }
 
-NIB_INLINE void tile_ints(const int_work *work, size_t group, bool per_32, size_t min_group, size_t n_columns,
+/* Where every register is taken: the compiler would load and compute ahead, and move sums out. */
+#if defined(NIB_VEC_512)
+#define PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
+#else
+#define PIN(x)
+#endif
+
+enum { WHOLE_CENTRE = 5 }; /* logarithm of the centre where scales are whole and there are no minimums: q6_k */
+
+/* The same where scales are whole numbers. If the sums over a group fit 16 bits, those of two groups are multiplied with
+ * their scales at once: the second group's sum is put into the upper half, then the first one's is added up in the lower
+ * half, with an offset that keeps it positive. Else each is multiplied by itself; the results are equal. */
+NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t group, bool has_centre,
+                          bool fits, size_t row, size_t column, size_t n) {
+    const nib_panel *half = work->half + row;
+    const int32_t(*minus_sum)[TOKENS] = group == 16 ? work->tile->minus_sum16 : work->tile->minus_sum32;
+#define BEGIN(g) (has_centre ? vi_shl(vi_splat(minus_sum[g][column + j]), WHOLE_CENTRE) : vi_splat(0))
+    EACH_COLUMN EACH_VECTOR total[j][v] = vi_splat(0);
+    for (size_t pair = 0; pair < K / group / 2; pair++) {
+        vi dot[INT_COLUMNS][INT_VECTORS], scales[INT_VECTORS];
+        EACH_COLUMN {
+            const vi begin = BEGIN(2 * pair + 1);
+            EACH_VECTOR dot[j][v] = begin;
+        }
+        dot_codes(dot, work, row, column, n, (2 * pair + 1) * group / 4, group / 4);
+        EACH_COLUMN EACH_VECTOR PIN(dot[j][v]);
+        EACH_VECTOR if (!fits) scales[v] = vi_sar(vi_load(half[v].whole[pair]), 16);
+        EACH_COLUMN {
+            const vi begin = fits ? vi_add(BEGIN(2 * pair), vi_splat(0x8000)) : BEGIN(2 * pair);
+            EACH_VECTOR {
+                if (!fits) total[j][v] = vi_add(total[j][v], vi_mul(dot[j][v], scales[v]));
+                dot[j][v] = fits ? vi_add(vi_shl(dot[j][v], 16), begin) : begin;
+                PIN(dot[j][v]);
+            }
+        }
+        dot_codes(dot, work, row, column, n, 2 * pair * group / 4, group / 4);
+        EACH_COLUMN EACH_VECTOR PIN(dot[j][v]);
+        for (size_t i = 0; i < 2 * group; i += 32) fetch_part(work, (2 * pair * group + i) / 32);
+        EACH_VECTOR {
+            scales[v] = vi_load(half[v].whole[pair]);
+            if (!fits) scales[v] = vi_sar(vi_shl(scales[v], 16), 16);
+            EACH_COLUMN total[j][v] = fits ? vi_dp2(total[j][v], vi_xor(dot[j][v], vi_splat(0x8000)), scales[v])
+                                           : vi_add(total[j][v], vi_mul(dot[j][v], scales[v]));
+        }
+    }
+#undef BEGIN
+}
+
+/* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, scales, min_group and n are constants at
+ * every call. */
+NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t row,
+                               size_t column, size_t n, float *sums, bool first) {
+    vf total[INT_COLUMNS][INT_VECTORS];
+    if (scales == SCALES_WHOLE) {
+        const int32_t most = group == 16 ? work->tile->most16 : work->tile->most32;
+        vi whole[INT_COLUMNS][INT_VECTORS];
+        if (most * work->largest <= INT16_MAX)
+            sum_whole(whole, work, group, !min_group, true, row, column, n);
+        else
+            sum_whole(whole, work, group, !min_group, false, row, column, n);
+        EACH_VECTOR {
+            const vf d = vf_load(work->half[row + v].d);
+            EACH_COLUMN total[j][v] = vf_mul(vi_to_f(whole[j][v]), d);
+        }
+    } else {
+        sum_scaled(total, work, group, scales == SCALES_PER_32, !min_group, row, column, n);
+    }
+    if (min_group) add_minimums(total, work, min_group, row, column, n);
+    add_to_sums(total, work, scales == SCALES_PER_32, row, column, n, sums, first);
+}
+
+NIB_INLINE void tile_ints(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t n_columns,
                           float *sums, bool first) {
     const size_t whole = n_columns / INT_COLUMNS * INT_COLUMNS, rest = n_columns - whole;
     for (size_t row = 0; row < 2; row += INT_VECTORS) {
         for (size_t column = 0; column < whole; column += INT_COLUMNS)
-            tile_ints_part(work, group, per_32, min_group, row, column, INT_COLUMNS, sums, first);
-        if (rest) tile_ints_part(work, group, per_32, min_group, row, whole, rest, sums, first);
+            tile_ints_part(work, group, scales, min_group, row, column, INT_COLUMNS, sums, first);
+        if (rest) tile_ints_part(work, group, scales, min_group, row, whole, rest, sums, first);
     }
 }
 
@@ -196,20 +307,20 @@ typedef void int_tile_fn(const int_work *work, float *sums, bool first);
     static int_tile_fn *const name[TOKENS] = {tile_##name##_1, tile_##name##_2, tile_##name##_3, \
                                               tile_##name##_4, tile_##name##_5, tile_##name##_6};
 
-INT_TILES(per_32_group_16, 16, true, 0)
-INT_TILES(per_32_group_32, 32, true, 0)
-INT_TILES(group_16, 16, false, 0)
-INT_TILES(group_32, 32, false, 0)
-INT_TILES(group_32_min_32, 32, false, 32)
-INT_TILES(folded, 256, false, 0)
-INT_TILES(folded_min_16, 256, false, 16)
-INT_TILES(folded_min_32, 256, false, 32)
+INT_TILES(per_32_group_16, 16, SCALES_PER_32, 0)
+INT_TILES(per_32_group_32, 32, SCALES_PER_32, 0)
+INT_TILES(group_16, 16, SCALES_PER_256, 0)
+INT_TILES(group_32, 32, SCALES_PER_256, 0)
+INT_TILES(whole_16, 16, SCALES_WHOLE, 0)
+INT_TILES(whole_32_min_32, 32, SCALES_WHOLE, 32)
+INT_TILES(folded, 256, SCALES_PER_256, 0)
+INT_TILES(folded_min_16, 256, SCALES_PER_256, 16)
 
 static int_tile_fn *const *int_tiles_for(nib_route route, const nib_panel_shape *shape) {
     if (route == NIB_ROUTE_INT_32) return shape->group == 16 ? per_32_group_16 : per_32_group_32;
-    if (shape->group == 16) return group_16;
-    if (shape->group == 32) return shape->min_group ? group_32_min_32 : group_32;
-    return shape->min_group == 16 ? folded_min_16 : shape->min_group == 32 ? folded_min_32 : folded;
+    if (shape->whole) return shape->group == 16 ? whole_16 : whole_32_min_32;
+    if (shape->group == 256) return shape->min_group ? folded_min_16 : folded;
+    return shape->group == 16 ? group_16 : group_32;
 }
 
 /* sums -= minimums (floats, of formats that only unpack) * sums of activations. */
@@ -224,35 +335,51 @@ static void subtract_minimums(const nib_panel_scratch *scratch, const nib_int_ti
 
 /* ---- panels ----------------------------------------------------------------------------------------------------- */
 
-/* One tile of the batch, within the task's. */
+/* One panel's turn: 256 columns (or the rest) of 32 rows (or the rest) with all the task's tiles. */
+typedef struct panel_step {
+    const nib_linear_task *task; /* of this panel's rows alone */
+    size_t k, n;                 /* columns k .. k + n - 1 */
+    float *sums;
+    /* What later steps want is fetched meanwhile: the weights of the next one, and a share of every tile's next columns. */
+    const char *next_weights;
+    size_t next_bytes; /* per row */
+    ptrdiff_t to_next; /* from a tile to its next columns */
+    size_t fetch_begin, fetch_end;
+} panel_step;
+
+/* One tile of the batch. */
 typedef struct tile_at {
     const void *packed;
     size_t n_columns;
     float *sums;
 } tile_at;
 
-static inline tile_at find_tile(const nib_linear_task *task, size_t k, size_t i, float *sums) {
+/* The i-th tile of the task. */
+static inline tile_at find_tile(const panel_step *step, size_t i) {
+    const nib_linear_task *task = step->task;
     const size_t tile = task->first_tile + i, n_all = nib_tiles_of(task->batch_tokens);
     const size_t zero = nib_tile_begin(task->first_tile, task->batch_tokens);
     const size_t begin = nib_tile_begin(tile, task->batch_tokens), end = nib_tile_begin(tile + 1, task->batch_tokens);
-    return (tile_at){.packed = (const char *)task->tiles + (k / K * n_all + tile) * task->tile_bytes,
+    return (tile_at){.packed = (const char *)task->tiles + (step->k / K * n_all + tile) * task->tile_bytes,
                      .n_columns = end - begin,
-                     .sums = sums + ROWS * (begin - zero)};
+                     .sums = step->sums + ROWS * (begin - zero)};
 }
 
-/* Tiles come from the third cache to the second two tiles ahead. */
-static inline void prefetch_tile(const nib_linear_task *task, const void *packed) {
-    const char *next = (const char *)packed + 2 * task->tile_bytes;
-    for (size_t i = 0; i < task->tile_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+/* Where the sums will go: written at once they would have to wait. */
+static inline void fetch_out(const panel_step *step, const tile_at *tile) {
+    const nib_linear_task *task = step->task;
+    const float *out = task->out + (size_t)(tile->sums - step->sums) / ROWS * task->out_stride;
+    for (size_t t = 0; t < tile->n_columns; t++, out += task->out_stride) {
+        __builtin_prefetch(out, 1, 2);
+        __builtin_prefetch(out + 16, 1, 2);
+    }
 }
 
-/* The weights of the next columns: the rows are too many streams for the processor to follow by itself. */
-static void prefetch_weights(const nib_linear_task *task, size_t k) {
-    if (k >= task->n_cols) return;
-    const size_t left = task->n_cols - k < K ? task->n_cols - k : K;
-    const size_t n_bytes = left / task->format->facts.block * task->format->facts.bytes;
-    for (size_t r = 0; r < task->n_rows; r++)
-        for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(columns_at(task, r, k) + i);
+/* The rows are too many streams for the processor to follow by itself. */
+static void fetch_weights(const panel_step *step) {
+    for (size_t r = 0; r < step->task->n_rows; r++)
+        for (size_t i = 0; i < step->next_bytes; i += 64)
+            __builtin_prefetch(step->next_weights + r * step->task->row_bytes + i);
 }
 
 /* src (32, stride words) to dst (n_words, 32). */
@@ -290,25 +417,30 @@ static void fill_from_rows(const nib_linear_task *task, size_t k, size_t n, nib_
     }
 }
 
-static void panel_ints(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch, float *sums) {
+static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
+    const nib_linear_task *task = step->task;
     const nib_format *format = task->format;
+    const size_t k = step->k, n = step->n;
     const bool turns = format->turn && n == K && task->n_rows == ROWS;
     const nib_panel_shape shape =
-        turns ? format->shape : (nib_panel_shape){(uint16_t)format->group, (uint16_t)format->centre, 0};
+        turns ? format->shape : (nib_panel_shape){.group = (uint16_t)format->group, .centre = (uint16_t)format->centre};
     if (turns)
         for (size_t v = 0; v < 2; v++)
             format->turn(format, &scratch->panel.ints.half[v], columns_at(task, 16 * v, k), task->row_bytes);
     else
         fill_from_rows(task, k, n, scratch);
-    prefetch_weights(task, k + K);
+    fetch_weights(step);
     int_tile_fn *const *fn = int_tiles_for(task->route, &shape);
     int_work work = {.half = scratch->panel.ints.half,
                      .n_groups = n / shape.group,
-                     .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32)};
+                     .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32),
+                     .largest = shape.whole,
+                     .fetch_bytes = (step->fetch_end - step->fetch_begin + 8 * 64 - 1) / (8 * 64) * 64};
     for (size_t i = 0; i < task->n_tiles; i++) {
-        const tile_at tile = find_tile(task, k, i, sums);
+        const tile_at tile = find_tile(step, i);
         work.tile = tile.packed;
-        prefetch_tile(task, tile.packed);
+        work.fetch = (const char *)tile.packed + step->to_next + step->fetch_begin;
+        if (k + K >= task->n_cols) fetch_out(step, &tile);
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
         if (!turns && !format->centre)
             subtract_minimums(scratch, work.tile, shape.group, work.n_groups, tile.n_columns, tile.sums);
@@ -316,21 +448,30 @@ static void panel_ints(const nib_linear_task *task, size_t k, size_t n, nib_pane
 }
 
 /* Half a panel of floats is 16 KiB and stays in the first cache while the tiles pass by. */
-static void panel_floats(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch, float *sums) {
+static void panel_floats(const panel_step *step, nib_panel_scratch *scratch) {
+    const nib_linear_task *task = step->task;
+    const size_t k = step->k, n = step->n;
     for (size_t r = 0; r < task->n_rows; r++) decode_columns(task, r, k, n, scratch->rows.decoded[r]);
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n + 15) / 16 * 16, scratch->panel.floats);
-    prefetch_weights(task, k + K);
+    fetch_weights(step);
     for (size_t i = 0; i < n; i += K / 2)
         for (size_t t = 0; t < task->n_tiles; t++) {
-            const tile_at tile = find_tile(task, k, t, sums);
+            const tile_at tile = find_tile(step, t);
             tile_floats(tile.n_columns, (const float *)tile.packed + TOKENS * i, scratch->panel.floats[i],
                         n - i < K / 2 ? n - i : K / 2, tile.sums, k + i == 0);
         }
 }
 
 #if defined(__AVX512BF16__)
-static void panel_bf16(const nib_linear_task *task, size_t k, size_t n, nib_panel_scratch *scratch, float *sums) {
-    const size_t n_pairs = (n + 1) / 2;
+/* From the third cache to the second. */
+static inline void fetch_tile(const panel_step *step, const void *packed) {
+    const char *next = (const char *)packed + step->to_next;
+    for (size_t i = step->fetch_begin; i < step->fetch_end; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
+static void panel_bf16(const panel_step *step, nib_panel_scratch *scratch) {
+    const nib_linear_task *task = step->task;
+    const size_t k = step->k, n = step->n, n_pairs = (n + 1) / 2;
     for (size_t r = 0; r < task->n_rows; r++) {
         char *row = (char *)scratch->rows.decoded[r];
         memcpy(row, columns_at(task, r, k), 2 * n);
@@ -338,46 +479,84 @@ static void panel_bf16(const nib_linear_task *task, size_t k, size_t n, nib_pane
     }
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n_pairs + 15) / 16 * 16,
                     scratch->panel.pairs);
-    prefetch_weights(task, k + K);
+    fetch_weights(step);
     for (size_t i = 0; i < task->n_tiles; i++) {
-        const tile_at tile = find_tile(task, k, i, sums);
+        const tile_at tile = find_tile(step, i);
+        fetch_tile(step, tile.packed);
         tile_bf16(tile.n_columns, tile.packed, scratch->panel.pairs, n_pairs, tile.sums, k == 0);
     }
 }
 #endif
 
+/* sums: panel after panel. */
 static void store_sums(const nib_linear_task *task, const float *sums) {
-    _Alignas(64) float bias[ROWS] = {0};
-    if (task->bias) memcpy(bias, task->bias, task->n_rows * sizeof *bias);
-    for (size_t t = 0; t < task->n_tokens; t++) {
-        float *out = task->out + t * task->out_stride;
-        const float *sum = sums + ROWS * t;
-        if (task->n_rows == ROWS) {
-            vf_store(out, vf_add(vf_load(sum), vf_load(bias)));
-            vf_store(out + 16, vf_add(vf_load(sum + 16), vf_load(bias + 16)));
-        } else {
-            for (size_t r = 0; r < task->n_rows; r++) out[r] = sum[r] + bias[r];
+    for (size_t t = 0; t < task->n_tokens; t++)
+        for (size_t row = 0; row < task->n_rows; row += ROWS) {
+            const size_t n = task->n_rows - row < ROWS ? task->n_rows - row : ROWS;
+            const float *sum = sums + row * task->n_tokens + ROWS * t, *bias = task->bias + row;
+            float *out = task->out + t * task->out_stride + row;
+            if (n == ROWS && !task->bias) {
+                vf_store(out, vf_load(sum));
+                vf_store(out + 16, vf_load(sum + 16));
+            } else {
+                for (size_t r = 0; r < n; r++) out[r] = sum[r] + (task->bias ? bias[r] : 0);
+            }
         }
+}
+
+static void multiply_panel(const panel_step *step, nib_panel_scratch *scratch) {
+    switch (step->task->route) {
+    case NIB_ROUTE_BF16:
+#if defined(__AVX512BF16__)
+        panel_bf16(step, scratch);
+        break;
+#endif
+    case NIB_ROUTE_F32:
+        panel_floats(step, scratch);
+        break;
+    case NIB_ROUTE_INT_32:
+    case NIB_ROUTE_INT_256:
+        panel_ints(step, scratch);
+        break;
     }
 }
 
-static void panel(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums) {
-    if (task->n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
+/* Bytes of a row's 256 columns from k on. */
+static size_t bytes_from(const nib_linear_task *task, size_t k) {
+    const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
+    return n / task->format->facts.block * task->format->facts.bytes;
+}
+
+/* All panels at every 256 columns before the next ones, so that the tiles, which come from the third cache, serve all of
+ * them while the second has them. */
+static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums) {
+    nib_linear_task part[NIB_TASK_PANELS];
+    const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS, n_lines = task->tile_bytes / 64;
+    const ptrdiff_t block_bytes = (ptrdiff_t)(nib_tiles_of(task->batch_tokens) * task->tile_bytes);
+    for (size_t p = 0; p < n_parts; p++) {
+        const uint32_t left = task->n_rows - ROWS * (uint32_t)p;
+        part[p] = *task;
+        part[p].weights = columns_at(task, ROWS * p, 0);
+        part[p].n_rows = left < ROWS ? left : ROWS;
+        part[p].out = task->out + ROWS * p;
+    }
+    if (part[n_parts - 1].n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
     for (size_t k = 0; k < task->n_cols; k += K) {
-        const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
-        switch (task->route) {
-        case NIB_ROUTE_BF16:
-#if defined(__AVX512BF16__)
-            panel_bf16(task, k, n, scratch, sums);
-            break;
-#endif
-        case NIB_ROUTE_F32:
-            panel_floats(task, k, n, scratch, sums);
-            break;
-        case NIB_ROUTE_INT_32:
-        case NIB_ROUTE_INT_256:
-            panel_ints(task, k, n, scratch, sums);
-            break;
+        const size_t next_k = k + K < task->n_cols ? k + K : 0;
+        for (size_t p = 0; p < n_parts; p++) {
+            const bool last = p + 1 == n_parts;
+            const panel_step step = {
+                .task = &part[p],
+                .k = k,
+                .n = task->n_cols - k < K ? task->n_cols - k : K,
+                .sums = sums + ROWS * p * task->n_tokens,
+                .next_weights = last ? columns_at(&part[0], 0, next_k) : columns_at(&part[p + 1], 0, k),
+                .next_bytes = bytes_from(task, last ? next_k : k),
+                .to_next = next_k ? block_bytes : -block_bytes * (ptrdiff_t)(k / K),
+                .fetch_begin = 64 * (p * n_lines / n_parts),
+                .fetch_end = 64 * ((p + 1) * n_lines / n_parts),
+            };
+            multiply_panel(&step, scratch);
         }
     }
     store_sums(task, sums);
@@ -391,5 +570,5 @@ const nib_gemm_kernels NIB_AT_LEVEL(nib_gemm_kernels_) = {
 #if defined(NIB_VEC_DP4)
     .has_dp4 = true,
 #endif
-    .panel = panel,
+    .panels = panels,
 };

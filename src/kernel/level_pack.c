@@ -2,6 +2,7 @@
  * register tiles (level_gemm.c) or the rows' vectors (level_gemv.c) read them. */
 #include "kernel/level.h"
 #include "kernel/tile.h"
+#include <stdlib.h>
 
 extern const nib_pack_kernels NIB_AT_LEVEL(nib_pack_kernels_);
 
@@ -76,6 +77,25 @@ static void largest_of_32(const float x[K], float largest[K / 32]) {
     memcpy(largest, most, K / 32 * sizeof *largest);
 }
 
+/* Sums of four neighbours each. */
+static void add_fours(const int32_t sum4[K / 4], int32_t sum16[K / 16]) {
+    vi turned[4];
+    vi_turn(turned, sum4, 16);
+    vi_store(sum16, vi_add(vi_add(turned[0], turned[1]), vi_add(turned[2], turned[3])));
+}
+
+/* Sums of the magnitudes of 16 codes each. */
+static void sum_magnitudes(const int8_t code[K], int32_t sum16[K / 16]) {
+    int32_t sum4[K / 4];
+    for (size_t i = 0; i < K; i += 64) {
+        const vi x = vi_load(code + i), negative = vi_and(vi_shr(x, 7), vi_splat(0x01010101));
+        const vi flip = vi_sub(vi_shl(negative, 8), negative); /* all bits of negative bytes */
+        const vi magnitudes = vi_add(vi_xor(x, flip), negative);
+        vi_store(sum4 + i / 4, vi_dp4(vi_splat(0), magnitudes, vi_splat(0x01010101)));
+    }
+    add_fours(sum4, sum16);
+}
+
 /* 256 floats to integers, and the sums of 16 codes each. */
 static void quantize_block(nib_route route, const float x[K], int8_t code[K], float scale[K / 32],
                            int32_t sum16[K / 16]) {
@@ -97,9 +117,7 @@ static void quantize_block(nib_route route, const float x[K], int8_t code[K], fl
     int32_t sum4[K / 4];
     for (size_t i = 0; i < K; i += 64)
         vi_store(sum4 + i / 4, vi_dp4(vi_splat(0), vi_splat(0x01010101), vi_load(code + i)));
-    vi turned[4];
-    vi_turn(turned, sum4, 16);
-    vi_store(sum16, vi_add(vi_add(turned[0], turned[1]), vi_add(turned[2], turned[3])));
+    add_fours(sum4, sum16);
 }
 
 static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {
@@ -129,11 +147,17 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
     }
 }
 
+static int32_t larger(int32_t x, int32_t y) {
+    return x > y ? x : y;
+}
+
 static void put_ints(nib_route route, const float block[K], size_t token, nib_int_tile *tile) {
     _Alignas(64) int8_t code[K];
-    int32_t sum[K / 16], all = 0;
+    int32_t sum[K / 16], magnitudes[K / 16], all = 0;
     float scale[K / 32];
     quantize_block(route, block, code, scale, sum);
+    sum_magnitudes(code, magnitudes);
+    if (token == 0) tile->most16 = tile->most32 = 0;
 #if defined(NIB_VEC_DP4)
     for (size_t i = 0; i < K / 4; i++) memcpy(tile->code[i][token], code + 4 * i, 4);
 #else
@@ -149,6 +173,8 @@ static void put_ints(nib_route route, const float block[K], size_t token, nib_in
         tile->minus_sum16[2 * i + 1][token] = -sum[2 * i + 1];
         tile->minus_sum32[i][token] = -both;
         all += both;
+        tile->most16 = larger(tile->most16, larger(magnitudes[2 * i], magnitudes[2 * i + 1]));
+        tile->most32 = larger(tile->most32, (magnitudes[2 * i] + magnitudes[2 * i + 1] + abs(both)) / 2);
     }
     tile->minus_sum256[0][token] = -all;
 }

@@ -1,6 +1,6 @@
 /* Matrix products over the pool. Activations are rounded and packed once for all products that want them the same way;
- * then the workers claim pieces of the weights: 32 rows (and at most 516 tokens) by panels, or some rows when tokens are
- * few. */
+ * then the workers claim pieces of the weights: up to 4 x 32 rows (and at most 516 tokens) by panels, or some rows when
+ * tokens are few. */
 #include "base/memory.h"
 #include "cpu/cpu.h"
 #include "format/format.h"
@@ -24,17 +24,19 @@ static const linear_kernels *kernels_in_use(void) {
 }
 
 enum {
-    CHUNK_TILES = 86, /* tiles of tokens in one piece: their sums, 64 KiB, stay in the second cache */
+    CHUNK_TILES = 86, /* tiles of tokens in one piece: their sums, 64 KiB a panel, stay in the second cache */
     MIN_ROWS = 16,    /* by rows: a piece is so many, and more while the weights of a piece are few */
     MAX_ROWS = 64,
     PIECE_BYTES = 32 << 10,
+    NEAR_BYTES = 512 << 10, /* packed activations that the second cache keeps from panel to panel */
+    PIECES_PER_WORKER = 4,  /* by panels: pieces are as tall as leaves so many of every product */
     PRODUCTS_AT_ONCE = 32,
 };
 
 /* One worker's memory. */
 typedef struct worker_scratch {
     nib_panel_scratch panel;
-    _Alignas(64) float sums[CHUNK_TILES * NIB_TILE_TOKENS * NIB_PANEL_ROWS];
+    _Alignas(64) float sums[NIB_TASK_PANELS * CHUNK_TILES * NIB_TILE_TOKENS * NIB_PANEL_ROWS];
 } worker_scratch;
 
 /* How a product goes: products that go the same way share their activations. */
@@ -58,6 +60,7 @@ typedef struct linear_job {
     nib_path path;
     const float *x;
     uint32_t n_tokens, n_cols;
+    unsigned n_workers;
     way way; /* of the products that run now */
     const prepared *products;
     void *packed;
@@ -169,6 +172,14 @@ static void pack_rows(const linear_job *job) {
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */
 
+/* Panels of one piece: tiles that come from the third cache should serve more than one. */
+static uint32_t panels_at_once(const linear_job *job, const prepared *of) {
+    const uint32_t n_panels = of->product->weight.n_rows / NIB_PANEL_ROWS / (PIECES_PER_WORKER * job->n_workers);
+    const size_t tile_bytes = nib_tile_bytes(job->kernels->pack, of->way.route);
+    if (n_panels < 2 || blocks_of(job->n_cols) * nib_tiles_of(job->n_tokens) * tile_bytes <= NEAR_BYTES) return 1;
+    return n_panels < NIB_TASK_PANELS ? n_panels : NIB_TASK_PANELS;
+}
+
 static prepared prepare(const linear_job *job, const nib_product *product) {
     const nib_matrix *weight = &product->weight;
     prepared of = {.product = product,
@@ -181,6 +192,7 @@ static prepared prepare(const linear_job *job, const nib_product *product) {
         for (of.height = MIN_ROWS; of.height < MAX_ROWS && 2 * of.height * of.row_bytes <= PIECE_BYTES;) of.height *= 2;
     } else {
         n_chunks = (nib_tiles_of(job->n_tokens) + CHUNK_TILES - 1) / CHUNK_TILES;
+        of.height *= panels_at_once(job, &of);
     }
     of.n_pieces = (weight->n_rows + of.height - 1) / of.height * n_chunks;
     return of;
@@ -216,7 +228,7 @@ static void run_piece(const linear_job *job, const prepared *of, size_t piece, w
     if (by_rows)
         job->kernels->gemv->rows(&task, &scratch->panel);
     else
-        job->kernels->gemm->panel(&task, &scratch->panel, scratch->sums);
+        job->kernels->gemm->panels(&task, &scratch->panel, scratch->sums);
 }
 
 static void run_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
@@ -263,6 +275,7 @@ void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens
         .x = x,
         .n_tokens = n_tokens,
         .n_cols = products[0].weight.n_cols,
+        .n_workers = nib_pool_size(pool),
         .packed = scratch,
     };
     job.workers = (worker_scratch *)((char *)scratch + packed_bytes(job.n_cols, n_tokens));

@@ -29,6 +29,9 @@ typedef struct nib_int_tile {
     int16_t sum16[NIB_PANEL_K / 32][NIB_TILE_TOKENS][2], sum32[NIB_PANEL_K / 64][NIB_TILE_TOKENS][2];
     int32_t minus_sum16[NIB_PANEL_K / 16][NIB_TILE_TOKENS], minus_sum32[NIB_PANEL_K / 32][NIB_TILE_TOKENS];
     int32_t minus_sum256[1][NIB_TILE_TOKENS];
+    /* The largest of all sums of magnitudes over 16 columns, and over 32 columns of one sign: times the largest code they
+     * bound a product's sums, whose codes have both signs in the first case and one in the second. */
+    int32_t most16, most32;
 } nib_int_tile;
 
 /* dst[j][i] = src[i][j], 16 x 16 words of 32 bits; strides in bytes. */

@@ -63,12 +63,13 @@ DOT_INLINE vi vi_twice_16(const void *p, const void *q) {
 DOT_INLINE vi vi_join_32(const void *p, const void *q) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(p)), _mm256_loadu_si256(q), 1);
 }
-/* Bits of bytes to lower places, by `low` in the lower half and `high` in the upper (to higher places if negative). What
- * crosses into a neighbouring byte must be masked away. */
+/* Bits of bytes to lower places, by `low` in the lower half and `high` in the upper (to higher places if both are negative).
+ * What crosses into a neighbouring byte must be masked away. */
 DOT_INLINE vi vi_down(vi x, int low, int high) {
     if (low == high && low >= 0) return low ? _mm512_srli_epi16(x, (unsigned)low) : x;
-    const long long a = low & 63, b = high & 63;
-    return _mm512_rorv_epi64(x, _mm512_set_epi64(b, b, b, b, a, a, a, a));
+    const long long a = low < 0 ? -low : low, b = high < 0 ? -high : high;
+    const vi by = _mm512_set_epi64(b, b, b, b, a, a, a, a); /* rotating would do both, on the pipes that multiply */
+    return low < 0 || high < 0 ? _mm512_sllv_epi64(x, by) : _mm512_srlv_epi64(x, by);
 }
 /* The second and fourth quarter down by 4 bits. */
 DOT_INLINE vi vi_down_nibbles(vi x) {

@@ -24,7 +24,7 @@ vh vh_load(const void *p);
 vh vh_join_16(const void *p, const void *q);
 vh vh_low_halves(vh x);
 vh vh_high_halves(vh x);
-vh vh_nibbles_by_8(const void *p);
+void vh_mix_8(vh x[2]);
 vh vh_of_bytes(const void *p);
 vh vh_look_up(const void *table, vh x);
 vh vh_flip(vh x);
@@ -40,7 +40,6 @@ vhf vhf_of_bits(uint64_t bytes, int shift);
 vhf vhf_times(vhf x, float y);
 #else
 typedef __m256i vh;
-typedef __m256 vhf;
 
 DOT_INLINE vh vh_zero(void) {
     return _mm256_setzero_si256();
@@ -58,10 +57,11 @@ DOT_INLINE vh vh_high_halves(vh x) {
 DOT_INLINE vh vh_join_16(const void *p, const void *q) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(p)), _mm_loadu_si128(q), 1);
 }
-/* 16 bytes: the low halves of the first 8, their high halves, the same of the others. */
-DOT_INLINE vh vh_nibbles_by_8(const void *p) {
-    const vh twice = _mm256_permute4x64_epi64(_mm256_castsi128_si256(_mm_loadu_si128(p)), 0x50);
-    return vh_low_halves(_mm256_srlv_epi64(twice, _mm256_set_epi64x(4, 0, 4, 0)));
+/* Every 8 bytes of x[0] and x[1] by turns: the first ones of each half to x[0], the others to x[1]. */
+DOT_INLINE void vh_mix_8(vh x[2]) {
+    const vh first = _mm256_unpacklo_epi64(x[0], x[1]);
+    x[1] = _mm256_unpackhi_epi64(x[0], x[1]);
+    x[0] = first;
 }
 /* 8 bytes to lanes. */
 DOT_INLINE vh vh_of_bytes(const void *p) {
@@ -98,13 +98,13 @@ DOT_INLINE vhf vhf_times(vhf x, float y) {
 /* Eight numbers in half precision, `stride` bytes apart, each `repeat` times. */
 DOT_INLINE vhf vhf_of_halves(const void *p, size_t stride, int repeat) {
 #if defined(NIB_VEC_512)
-    if (repeat == 1 && stride <= 20) { /* four lie within 64 bytes */
-        const short n = (short)(stride / 2);
-        const __m128i index =
-            _mm_setr_epi16(0, n, (short)(2 * n), (short)(3 * n), 32, (short)(n + 32), (short)(2 * n + 32), (short)(3 * n + 32));
-        const vi all = _mm512_permutex2var_epi16(vi_load(p), _mm512_castsi128_si512(index),
-                                                 vi_load((const char *)p + 4 * stride));
-        return _mm256_cvtph_ps(_mm512_castsi512_si128(all));
+    const char *at = p;
+    const short n = (short)(stride / 2);
+    if (repeat == 1 && stride <= 24) { /* six lie within 128 bytes */
+        const __m128i index = _mm_setr_epi16(0, n, 2 * n, 3 * n, 4 * n, 5 * n, 0, 0);
+        const vi six = _mm512_permutex2var_epi16(vi_load(at), _mm512_castsi128_si512(index), vi_load(at + 64));
+        const __m128i seven = _mm_insert_epi16(_mm512_castsi512_si128(six), nib_load_u16(at + 6 * stride), 6);
+        return _mm256_cvtph_ps(_mm_insert_epi16(seven, nib_load_u16(at + 7 * stride), 7));
     }
 #endif
     return _mm256_cvtph_ps(vs_halves(p, stride, repeat));
@@ -116,11 +116,13 @@ DOT_INLINE vh vh_splat_4(const void *p) {
 /* Lane i down by first + step * i bits. */
 DOT_INLINE vh vh_down_by(vh x, int first, int step) {
     const int f = first, s = step;
-    return _mm256_srlv_epi32(x, _mm256_setr_epi32(f, f + s, f + 2 * s, f + 3 * s, f + 4 * s, f + 5 * s, f + 6 * s, f + 7 * s));
+    return _mm256_srlv_epi32(
+        x, _mm256_setr_epi32(f, f + s, f + 2 * s, f + 3 * s, f + 4 * s, f + 5 * s, f + 6 * s, f + 7 * s));
 }
 /* Bits of both, lane by lane. */
 DOT_INLINE vh vh_join(vh x, int32_t x_mask, vh y, int32_t y_mask) {
-    return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(x_mask)), _mm256_and_si256(y, _mm256_set1_epi32(y_mask)));
+    return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(x_mask)),
+                           _mm256_and_si256(y, _mm256_set1_epi32(y_mask)));
 }
 DOT_INLINE vhf vhf_of(vh x, int32_t offset) {
     return _mm256_cvtepi32_ps(_mm256_add_epi32(x, _mm256_set1_epi32(offset)));
@@ -133,9 +135,11 @@ DOT_INLINE vhf vhf_of_exponents(uint64_t bytes) {
     const vh high = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(e, half), bias), 23);
     return _mm256_mul_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high));
 }
-/* Bytes moved up as the bits of floats. */
+/* The low 7 bits of bytes moved up as the bits of floats; 0 where all are set. */
 DOT_INLINE vhf vhf_of_bits(uint64_t bytes, int shift) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes)), shift));
+    const vh all = _mm256_set1_epi32(0x7f);
+    const vh x = _mm256_and_si256(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes)), all);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_andnot_si256(_mm256_cmpeq_epi32(x, all), x), shift));
 }
 
 /* sum + codes . activations */
@@ -192,8 +196,8 @@ enum { DOT_CHAINS = 2 };
 
 /* total[t] -= the minimums times the sums of activations; factor[t]: scales times those of token t, for groups of 16 in two
  * vectors. */
-DOT_INLINE void dot_scale_halves(vhf factor[NIB_DOT_TOKENS][2], const dot_scales *s, const nib_int_row *row, size_t stride,
-                                 size_t n_tokens, int group, vhf total[NIB_DOT_TOKENS][DOT_CHAINS]) {
+DOT_INLINE void dot_scale_halves(vhf factor[NIB_DOT_TOKENS][2], const dot_scales *s, const nib_int_row *row,
+                                 size_t stride, size_t n_tokens, int group, vhf total[NIB_DOT_TOKENS][DOT_CHAINS]) {
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
         const vhf other = _mm256_load_ps(row->scale);
         if (group == 32) {
@@ -224,11 +228,10 @@ DOT_INLINE void dot_halves_step(const void *src, dot_read_scales *scales, dot_re
     dot_scale_halves(factor, &s, row, stride, n_tokens, group, total);
     DOT_UNROLL for (int i = 0; i < DOT_HALVES; i++) {
         const vh code = codes(src, i);
-        const int a = group == 32 ? i : 2 * i % 8, b = group == 32 ? i : a + 1;
         DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
-            const vhf by = vhf_spread(factor[t][group == 32 ? 0 : i / 4], a, b);
             const vhf sum = _mm256_cvtepi32_ps(vh_dot_4(code, vh_load(row[t * stride].code + 32 * i), most));
-            total[t][i % DOT_CHAINS] = _mm256_fmadd_ps(sum, by, total[t][i % DOT_CHAINS]);
+            vhf *to = &total[t][i % DOT_CHAINS];
+            *to = _mm256_fmadd_ps(sum, vhf_spread(factor[t][0], i, i), *to);
         }
     }
 }
@@ -246,23 +249,24 @@ DOT_INLINE void dot_crossed_step(const void *src, dot_read_scales *scales, dot_r
         codes(code, src, a, b);
         DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
             const int8_t *x = row[t * stride].crossed + i / 2 * 128 + i % 2 * 32;
-            const vhf sum = _mm256_cvtepi32_ps(vh_dot_8(code, x, most));
-            vhf *to = &total[t][(i + 1) % DOT_CHAINS];
-            *to = _mm256_fmadd_ps(sum, vhf_spread(factor[t][0], a, b), *to);
+            if (group == 32) {
+                vhf *to = &total[t][(i + 1) % DOT_CHAINS];
+                *to = _mm256_fmadd_ps(_mm256_cvtepi32_ps(vh_dot_8(code, x, most)), vhf_spread(factor[t][0], a, b), *to);
+                continue;
+            }
+            DOT_UNROLL for (int h = 0; h < 2; h++) {
+                const vhf by = vhf_spread(factor[t][a / 4], 2 * a % 8 + h, 2 * b % 8 + h);
+                vhf *to = &total[t][(2 * i + h) % DOT_CHAINS];
+                *to = _mm256_fmadd_ps(_mm256_cvtepi32_ps(vh_dot_4(code[h], vh_load(x + 64 * h), most)), by, *to);
+            }
         }
     }
-}
-
-DOT_INLINE float vhf_sum(vhf x) {
-    const __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    const __m128 z = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
 }
 
 /* Rows: `bytes` hold 256 weights; what is left at the end is read as nib_last_block says, and a row of less is copied and
  * followed by zeros. Everything but the task is a constant at every call. */
 typedef void dot_halves_fn(const void *src, const nib_int_row *row, size_t stride, size_t n_tokens,
-                      vhf total[NIB_DOT_TOKENS][DOT_CHAINS]);
+                           vhf total[NIB_DOT_TOKENS][DOT_CHAINS]);
 DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_halves_fn *step, size_t bytes) {
     const size_t n_whole = task->n_cols / NIB_PANEL_K, rest = task->n_cols % NIB_PANEL_K;
     const size_t stride = n_whole + (rest > 0);
@@ -271,8 +275,8 @@ DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_h
         const char *at = (const char *)task->weights + r * task->row_bytes;
         const nib_int_row *row = task->packed;
         vhf total[NIB_DOT_TOKENS][DOT_CHAINS];
-        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++)
-            DOT_UNROLL for (size_t c = 0; c < DOT_CHAINS; c++) total[t][c] = _mm256_setzero_ps();
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) DOT_UNROLL for (size_t c = 0; c < DOT_CHAINS; c++)
+            total[t][c] = _mm256_setzero_ps();
         for (size_t b = 0; b < n_whole; b++, at += bytes, row++) {
             dot_fetch(at, bytes);
             step(at, row, stride, n_tokens, total);
@@ -283,7 +287,8 @@ DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_h
         }
         DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
             vhf sum = _mm256_add_ps(total[t][0], total[t][1]);
-            if (DOT_CHAINS == 4) sum = _mm256_add_ps(sum, _mm256_add_ps(total[t][2 % DOT_CHAINS], total[t][3 % DOT_CHAINS]));
+            if (DOT_CHAINS == 4)
+                sum = _mm256_add_ps(sum, _mm256_add_ps(total[t][2 % DOT_CHAINS], total[t][3 % DOT_CHAINS]));
             task->out[t * task->out_stride + r] = vhf_sum(sum) + (task->bias ? task->bias[r] : 0);
         }
     }
@@ -296,19 +301,19 @@ DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_h
 #define NIB_DOT_HALVES(...)
 #define NIB_DOT_CROSSED(...)
 #else
-#define NIB_DOT_STEPS(name, kind, scales, codes, bytes, group, most)                                                \
-    DOT_INLINE void name##_step(const void *src, const nib_int_row *row, size_t stride, size_t n_tokens,            \
-                                vhf total[NIB_DOT_TOKENS][DOT_CHAINS]) {                                            \
-        kind(src, scales, codes, row, stride, n_tokens, group, most, total);                                        \
-    }                                                                                                               \
-    static void name(const nib_format *format, const nib_dot_task *task) {                                          \
-        (void)format;                                                                                               \
-        NIB_DOT_EACH(task, n, dot_rows_halves(task, n, name##_step, bytes))                                         \
+#define NIB_DOT_STEPS(name, kind, scales, codes, bytes, group, most)                                     \
+    DOT_INLINE void name##_step(const void *src, const nib_int_row *row, size_t stride, size_t n_tokens, \
+                                vhf total[NIB_DOT_TOKENS][DOT_CHAINS]) {                                 \
+        kind(src, scales, codes, row, stride, n_tokens, group, most, total);                             \
+    }                                                                                                    \
+    static void name(const nib_format *format, const nib_dot_task *task) {                               \
+        (void)format;                                                                                    \
+        NIB_DOT_EACH(task, n, dot_rows_halves(task, n, name##_step, bytes))                              \
     }
-#define NIB_DOT_HALVES(name, scales, codes, bytes, group, most) \
-    NIB_DOT_STEPS(name, dot_halves_step, scales, codes, bytes, group, most)
-#define NIB_DOT_CROSSED(name, scales, codes, bytes, most) \
-    NIB_DOT_STEPS(name, dot_crossed_step, scales, codes, bytes, 32, most)
+#define NIB_DOT_HALVES(name, scales, codes, bytes, most) \
+    NIB_DOT_STEPS(name, dot_halves_step, scales, codes, bytes, 32, most)
+#define NIB_DOT_CROSSED(name, scales, codes, bytes, group, most) \
+    NIB_DOT_STEPS(name, dot_crossed_step, scales, codes, bytes, group, most)
 #endif
 
 #endif

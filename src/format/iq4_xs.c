@@ -150,7 +150,7 @@ DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
     code[0] = vh_look_up(IQ4_ABOVE, vh_low_halves(both));
     code[1] = vh_look_up(IQ4_ABOVE, vh_high_halves(both));
 }
-NIB_DOT_CROSSED(dot, read_scales_256, read_two, sizeof(block), 241)
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, sizeof(block), 32, 241)
 
 NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                                .gguf_name = "iq4_xs",

@@ -125,7 +125,7 @@ DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
     code[0] = vh_look_up(E2M1_ABOVE, vh_low_halves(both));
     code[1] = vh_look_up(E2M1_ABOVE, vh_high_halves(both));
 }
-NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 28)
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 32, 28)
 
 NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                               .gguf_name = "mxfp4",

@@ -92,26 +92,23 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-/* Halves of 16 ue4m3 as floats. Their bits, moved to those of a float, mean 2^-119 times as much, subnormal or not; 0x7f
- * becomes 0 before. */
-DOT_INLINE uint64_t no_nans(uint64_t codes) {
-    codes &= EACH_BYTE(0x7f);
-    return codes & (((codes ^ EACH_BYTE(0x7f)) + EACH_BYTE(0x7f)) >> 7 & EACH_BYTE(1)) * 0x7f;
-}
-/* Four blocks. */
+/* Four blocks. The bits of a ue4m3, moved to those of a float, mean 2^-119 times its half, subnormal or not. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
     for (unsigned i = 0; i < 2; i++, in += 2) {
         const uint64_t eight = nib_load_u32(in[0].scale) | (uint64_t)nib_load_u32(in[1].scale) << 32;
-        s->scale[i] = vhf_times(vhf_of_bits(no_nans(eight), 20), 0x1p119f);
+        s->scale[i] = vhf_times(vhf_of_bits(eight, 20), 0x1p119f);
         s->min[i] = vhf_times(s->scale[i], E2M1_OFFSET);
     }
 }
-DOT_INLINE vh read_32(const void *src, int i) {
+DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
     const block *in = src;
-    return vh_look_up(E2M1_ABOVE, vh_nibbles_by_8(in[i / 2].q + i % 2 * 16));
+    const vh both = vh_join_16(in[a / 2].q + a % 2 * 16, in[b / 2].q + b % 2 * 16);
+    code[0] = vh_look_up(E2M1_ABOVE, vh_low_halves(both));
+    code[1] = vh_look_up(E2M1_ABOVE, vh_high_halves(both));
+    vh_mix_8(code);
 }
-NIB_DOT_HALVES(dot, read_scales_256, read_32, 4 * sizeof(block), SUB, 28)
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 4 * sizeof(block), SUB, 28)
 
 NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
                               .gguf_name = "nvfp4",

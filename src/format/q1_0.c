@@ -85,7 +85,7 @@ DOT_INLINE vh read_32(const void *src, int i) {
     const block *in = src;
     return vh_set_bits(vh_zero(), nib_load_u32(in[i / 4].q + i % 4 * 4), 1);
 }
-NIB_DOT_HALVES(dot, read_scales_256, read_32, 2 * sizeof(block), 32, 1)
+NIB_DOT_HALVES(dot, read_scales_256, read_32, 2 * sizeof(block), 1)
 
 NIB_FORMATS(q1_0, {.facts = {.name = "q1_0",
                              .gguf_name = "q1_0",

@@ -84,7 +84,7 @@ DOT_INLINE vh read_32(const void *src, int i) {
     const block *in = src;
     return vh_spread_pairs(vh_of_bytes(in[i / 2].q + i % 2 * 8));
 }
-NIB_DOT_HALVES(dot, read_scales_256, read_32, 4 * sizeof(block), 32, 3)
+NIB_DOT_HALVES(dot, read_scales_256, read_32, 4 * sizeof(block), 3)
 
 NIB_FORMATS(q2_0, {.facts = {.name = "q2_0",
                              .gguf_name = "q2_0",

@@ -129,7 +129,7 @@ DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
     code[0] = vh_low_halves(both);
     code[1] = vh_high_halves(both);
 }
-NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 15)
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 32, 15)
 
 NIB_FORMATS(q4_0, {.facts = {.name = "q4_0",
                              .gguf_name = "q4_0",

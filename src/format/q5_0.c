@@ -133,7 +133,7 @@ DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
     code[0] = vh_set_bits(vh_low_halves(both), (of_a & 0xffff) | of_b << 16, 16);
     code[1] = vh_set_bits(vh_high_halves(both), of_a >> 16 | (of_b & 0xffff0000), 16);
 }
-NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 31)
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 32, 31)
 
 NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
                              .gguf_name = "q5_0",

@@ -84,7 +84,7 @@ DOT_INLINE vh read_32(const void *src, int i) {
     const block *in = src;
     return vh_flip(vh_load(in[i].q));
 }
-NIB_DOT_HALVES(dot, read_scales_256, read_32, 8 * sizeof(block), BLOCK, 255)
+NIB_DOT_HALVES(dot, read_scales_256, read_32, 8 * sizeof(block), 255)
 
 NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                              .gguf_name = "q8_0",

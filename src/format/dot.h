@@ -1,6 +1,7 @@
-/* Products of a few tokens straight from the bytes of the file. A format says how 256 of its weights become vectors: codes
- * in natural order, and scales either as small integers times one float (dot_whole, as k-quants store them) or as floats
- * (dot_groups). From that, NIB_DOT_WHOLE and NIB_DOT_GROUPS make its `dot`; nothing goes through memory on the way.
+/* Products of a few tokens straight from the bytes of the file, without a detour through memory. A format with scales that
+ * are small integers times one float, as k-quants store them, says how 256 of its weights become vectors of codes and of
+ * scales; of that, NIB_DOT_WHOLE makes its `dot`, or NIB_DOT_WHOLE_CROSSED if codes lie in the order of crossed activations
+ * (impl.h). Scales that are floats are in dot_halves.h.
  *
  *     code[p]: weights 64 p .. 64 p + 63, one byte each        lane i of code x activation: weights 64 p + 4 i ..
  *
@@ -85,22 +86,20 @@ DOT_INLINE vi vi_down_pairs(const void *p) {
 DOT_INLINE vi vi_down_nibbles(vi x) {
     return _mm512_srlv_epi64(x, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0));
 }
-/* sum + codes . activations, which may stay in memory. */
-DOT_INLINE vi dot_add_4(vi sum, vi code, vi activation) {
+/* sum + codes . activations, which may stay in memory. No code is above `most`, a constant. */
+DOT_INLINE vi dot_add_4(vi sum, vi code, vi activation, int most) {
 #if defined(__AVX512VNNI__)
+    (void)most;
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(code), "vm"(activation));
     return sum;
 #else
-    return vi_dp4(sum, code, activation);
+    if (most > 128) return vi_dp4(sum, code, activation);
+    const vi pairs = _mm512_maddubs_epi16(code, activation);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
 }
-/* codes . activations. No code is above `most`, a constant. */
 DOT_INLINE vi dot_4(vi code, vi activation, int most) {
-#if !defined(__AVX512VNNI__)
-    if (most <= 128) return _mm512_madd_epi16(_mm512_maddubs_epi16(code, activation), _mm512_set1_epi16(1));
-#endif
-    (void)most;
-    return dot_add_4(_mm512_setzero_si512(), code, activation);
+    return dot_add_4(_mm512_setzero_si512(), code, activation, most);
 }
 
 #if defined(__AVX512VNNI__)
@@ -171,8 +170,8 @@ DOT_INLINE vi dot_scaled_crossed(vi begin, const vi code[DOT_PARTS], const int8_
     sum[0] = dot_4(code[0], vi_load(x), 32);
     sum[2] = dot_4(code[2], vi_load(x + 128), 32);
     if (group == 32) {
-        sum[0] = dot_add_4(sum[0], code[1], vi_load(x + 64));
-        sum[2] = dot_add_4(sum[2], code[3], vi_load(x + 192));
+        sum[0] = dot_add_4(sum[0], code[1], vi_load(x + 64), 32);
+        sum[2] = dot_add_4(sum[2], code[3], vi_load(x + 192), 32);
         return vi_dp2(begin, _mm512_packs_epi32(sum[0], sum[2]), scale[0]);
     }
     sum[1] = dot_4(code[1], vi_load(x + 64), 32);

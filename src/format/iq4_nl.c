@@ -123,5 +123,5 @@ NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
                      .check = check,
                      .unpack = unpack,
                      .turn = turn,
-
+                     .dot_tokens = 3,
                      .dot = NIB_DOT(dot)});

@@ -145,5 +145,5 @@ NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                     .check = check,
                     .unpack = unpack,
                     .turn = turn,
-
+                    .dot_tokens = 3,
                     .dot = NIB_DOT(dot)});

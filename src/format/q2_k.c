@@ -219,5 +219,5 @@ NIB_FORMATS(q2_k,
              .check = check,
              .unpack = unpack,
              .turn = turn,
-
+             .dot_tokens = 3,
              .dot = NIB_DOT(dot)});

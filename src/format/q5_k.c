@@ -136,5 +136,5 @@ NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

@@ -22,9 +22,13 @@ typedef struct vhf {
 vh vh_zero(void);
 vh vh_load(const void *p);
 vh vh_join_16(const void *p, const void *q);
+vh vh_join_16_4(const void *p, const void *q);
 vh vh_low_halves(vh x);
 vh vh_high_halves(vh x);
 void vh_mix_8(vh x[2]);
+vh vh_times(vh x, const uint16_t by[16]);
+vh vh_triple(vh x);
+vh vh_third(vh x);
 vh vh_of_bytes(const void *p);
 vh vh_look_up(const void *table, vh x);
 vh vh_flip(vh x);
@@ -38,6 +42,7 @@ vhf vhf_of(vh x, int32_t offset);
 vhf vhf_of_exponents(uint64_t bytes);
 vhf vhf_of_bits(uint64_t bytes, int shift);
 vhf vhf_times(vhf x, float y);
+vhf vhf_splat(float x);
 #else
 typedef __m256i vh;
 
@@ -57,11 +62,32 @@ DOT_INLINE vh vh_high_halves(vh x) {
 DOT_INLINE vh vh_join_16(const void *p, const void *q) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(p)), _mm_loadu_si128(q), 1);
 }
+/* 16 bytes from p, then 4 from q four times. */
+DOT_INLINE vh vh_join_16_4(const void *p, const void *q) {
+    const __m128i four = _mm_set1_epi32((int32_t)nib_load_u32(q));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(p)), four, 1);
+}
 /* Every 8 bytes of x[0] and x[1] by turns: the first ones of each half to x[0], the others to x[1]. */
 DOT_INLINE void vh_mix_8(vh x[2]) {
     const vh first = _mm256_unpacklo_epi64(x[0], x[1]);
     x[1] = _mm256_unpackhi_epi64(x[0], x[1]);
     x[0] = first;
+}
+/* Both bytes of each word times by, without what exceeds a byte. */
+DOT_INLINE vh vh_times(vh x, const uint16_t by[16]) {
+    const vh factor = vh_load(by), low = _mm256_set1_epi16(255);
+    const vh odd = _mm256_slli_epi16(_mm256_mullo_epi16(_mm256_srli_epi16(x, 8), factor), 8);
+    return _mm256_or_si256(_mm256_and_si256(_mm256_mullo_epi16(x, factor), low), odd);
+}
+/* Bytes times 3, without what exceeds a byte. */
+DOT_INLINE vh vh_triple(vh x) {
+    return _mm256_add_epi8(x, _mm256_add_epi8(x, x));
+}
+/* Which third of 0 .. 255 a byte is in: 0, 1 from 86 on, 2 from 171 on. */
+DOT_INLINE vh vh_third(vh x) {
+    const vh one = _mm256_set1_epi8(1);
+    const vh first = _mm256_min_epu8(_mm256_subs_epu8(x, _mm256_set1_epi8(85)), one);
+    return _mm256_add_epi8(first, _mm256_min_epu8(_mm256_subs_epu8(x, _mm256_set1_epi8((char)170)), one));
 }
 /* 8 bytes to lanes. */
 DOT_INLINE vh vh_of_bytes(const void *p) {
@@ -92,6 +118,9 @@ DOT_INLINE vh vh_spread_pairs(vh x) {
     return _mm256_and_si256(_mm256_or_si256(half, _mm256_slli_epi32(half, 6)), _mm256_set1_epi8(3));
 }
 
+DOT_INLINE vhf vhf_splat(float x) {
+    return _mm256_set1_ps(x);
+}
 DOT_INLINE vhf vhf_times(vhf x, float y) {
     return _mm256_mul_ps(x, _mm256_set1_ps(y));
 }

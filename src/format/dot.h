@@ -328,7 +328,7 @@ typedef struct dot_whole {
     float d, d_min;
 } dot_whole;
 
-/* weight i = scale[i / group] * code - min[i / group] */
+/* weight i = scale[i / group] * code - min[i / group], as unpack gives them */
 typedef struct dot_groups {
     vi code[DOT_PARTS];
     vf scale, min; /* the first 256 / group; the others are finite, and do not count */
@@ -356,7 +356,7 @@ typedef struct dot_totals {
     vhf min;
 } dot_totals;
 
-/* What is known of a format with blocks of 256 when it is compiled. */
+/* What is constant in a format with blocks of 256. */
 typedef struct dot_kind {
     int group, most; /* weights per scale; the largest code */
     bool crossed;    /* codes lie like the activations of that name, and most is 32 */
@@ -389,13 +389,13 @@ DOT_INLINE void dot_whole_step(const dot_whole *w, const nib_int_row *row, size_
 #endif
 
 DOT_INLINE void dot_groups_step(const dot_groups *w, const nib_int_row *row, size_t stride, size_t n_tokens, int group,
-                                int most, vf total[NIB_DOT_TOKENS]) {
+                                vf total[NIB_DOT_TOKENS]) {
     const vf minus_min = vf_sub(vf_zero(), w->min);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
         const vf other = vf_load(row->scale), both = group == 32 ? vf_mul(w->scale, other) : w->scale;
         vf part[DOT_PARTS], factor[DOT_PARTS]; /* sums of two, so that no sum waits long for the one before */
         DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-            part[p] = vi_to_f(dot_4(w->code[p], vi_load(row->code + 64 * p), most));
+            part[p] = vi_to_f(dot_4(w->code[p], vi_load(row->code + 64 * p), 255));
             factor[p] = vf_spread_of(both, p, group);
             if (group == 16) factor[p] = vf_mul(factor[p], vf_spread_of(other, p, 32));
         }
@@ -525,8 +525,8 @@ DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *ta
     }                               \
     }
 
-/* The `dot` of a format: name; how 256 weights are read and how many bytes they are; weights per scale; the largest
- * code. */
+/* The `dot` of a format: name; how 256 weights are read and how many bytes they are; weights per scale; the largest code,
+ * or (crossed) the offset of all codes, 0 if there are minimums. */
 #if defined(NIB_NO_DOT)
 #define NIB_DOT_WHOLE(...)
 #define NIB_DOT_WHOLE_CROSSED(...)

@@ -1,6 +1,6 @@
-/* Products of a few tokens for formats whose scales are floats, of 32 weights or of 16: half a vector is 32 codes, so its
- * scale is one number, which reading it from memory spreads over the lanes for nothing. A format says how it reads the
- * scales of 256 weights, and the codes of each 32; NIB_DOT_HALVES makes its `dot` of that.
+/* Products of a few tokens for formats whose scales are floats, of 32 weights or of 16. Half a vector is 32 codes of one
+ * group, or, crossed (impl.h), 16 of each of two groups, to which the next half adds 16 more. A format says how it reads the
+ * scales of 256 weights and how those codes; NIB_DOT_HALVES or NIB_DOT_CROSSED makes its `dot` of that.
  *
  * Included by files that are compiled once per level. */
 #ifndef NIB_FORMAT_DOT_HALVES_H
@@ -292,10 +292,10 @@ DOT_INLINE void dot_crossed_step(const void *src, dot_read_scales *scales, dot_r
     }
 }
 
-/* Rows: `bytes` hold 256 weights; what is left at the end is read as nib_last_block says, and a row of less is copied and
- * followed by zeros. Everything but the task is a constant at every call. */
 typedef void dot_halves_fn(const void *src, const nib_int_row *row, size_t stride, size_t n_tokens,
                            vhf total[NIB_DOT_TOKENS][DOT_CHAINS]);
+/* Rows: `bytes` hold 256 weights; what is left at the end is read as nib_last_block says, and a row of less is copied and
+ * followed by zeros. Everything but the task is a constant at every call. */
 DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_halves_fn *step, size_t bytes) {
     const size_t n_whole = task->n_cols / NIB_PANEL_K, rest = task->n_cols % NIB_PANEL_K;
     const size_t stride = n_whole + (rest > 0);
@@ -324,8 +324,8 @@ DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_h
 }
 #endif
 
-/* The `dot` of a format: name; how it reads scales and codes, and how many bytes 256 weights are; weights per scale; the
- * largest code. */
+/* The `dot` of a format: name; how it reads scales and codes, and how many bytes 256 weights are; weights per scale (of
+ * halves 32); the largest code. */
 #if defined(NIB_NO_DOT)
 #define NIB_DOT_HALVES(...)
 #define NIB_DOT_CROSSED(...)

@@ -86,8 +86,7 @@ struct nib_format {
     uint32_t group;        /* NIB_CLASS_SCALED: weights per scale, 16 or 32 */
     uint32_t centre;       /* unpack: a power of two if min is always centre * scale, else 0 */
     nib_panel_shape shape; /* what turn gives */
-    uint32_t
-        dot_tokens; /* up to how many dot is quicker than turn where bytes are multiplied in one instruction; 0: 1 */
+    uint32_t dot_tokens;   /* where bytes are multiplied in one instruction: up to how many dot beats turn; 0: 1 */
     uint32_t parameter[3]; /* for families of formats in one file: what tells this member from the others */
 
     /* n is a multiple of facts.block. NULL: this format cannot be written. */

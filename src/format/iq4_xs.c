@@ -170,5 +170,5 @@ NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                      .check = check,
                      .unpack = unpack,
                      .turn = turn,
-                     .dot_tokens = 3,
+                     .dot_tokens = 2,
                      .dot = NIB_DOT(dot)});

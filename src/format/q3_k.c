@@ -262,5 +262,5 @@ NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-                   .dot_tokens = 4,
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

@@ -150,5 +150,5 @@ NIB_FORMATS(q4_0, {.facts = {.name = "q4_0",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-                   .dot_tokens = 4,
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

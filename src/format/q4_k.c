@@ -127,5 +127,5 @@ NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-                   .dot_tokens = 4,
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

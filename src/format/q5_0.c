@@ -154,5 +154,5 @@ NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-                   .dot_tokens = 5,
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

@@ -104,5 +104,5 @@ NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-                   .dot_tokens = 4,
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

@@ -1,6 +1,7 @@
-/* Products of a few tokens straight from the bytes of the file. A format says how 256 of its weights become vectors: codes
- * in natural order, and scales either as small integers times one float (dot_whole, as k-quants store them) or as floats
- * (dot_groups). From that, NIB_DOT_WHOLE and NIB_DOT_GROUPS make its `dot`; nothing goes through memory on the way.
+/* Products of a few tokens straight from the bytes of the file, without a detour through memory. A format with scales that
+ * are small integers times one float, as k-quants store them, says how 256 of its weights become vectors of codes and of
+ * scales; of that, NIB_DOT_WHOLE makes its `dot`, or NIB_DOT_WHOLE_CROSSED if codes lie in the order of crossed activations
+ * (impl.h). Scales that are floats are in dot_halves.h.
  *
  *     code[p]: weights 64 p .. 64 p + 63, one byte each        lane i of code x activation: weights 64 p + 4 i ..
  *
@@ -23,12 +24,13 @@ enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 8192 };
 /* vs: 16 int16. They are made of 16 unsigned bytes, plus offset. */
 #if defined(NIB_VEC_512) || defined(__AVX2__)
 typedef __m256i vs;
+typedef __m256 vhf; /* half a vf */
 
 DOT_INLINE vs vs_of_bytes(words_16 bytes, int16_t offset) {
     const __m256i words = _mm256_cvtepu8_epi16((__m128i)bytes);
     return offset ? _mm256_add_epi16(words, _mm256_set1_epi16(offset)) : words;
 }
-/* Lane i < 8: a[2i] b[2i] + a[2i+1] b[2i+1]; the others are zero. */
+/* Lane i: a[2i] b[2i] + a[2i+1] b[2i+1] */
 DOT_INLINE __m256i vs_dot(vs a, const int16_t *b) {
     return _mm256_madd_epi16(a, _mm256_loadu_si256((const void *)b));
 }
@@ -55,46 +57,49 @@ DOT_INLINE vi vi_of_byte(uint8_t x) {
 DOT_INLINE vi vi_twice_32(const void *p) {
     return _mm512_broadcast_i64x4(_mm256_loadu_si256(p));
 }
-/* 16 bytes from p twice, then 16 bytes from q twice. */
-DOT_INLINE vi vi_twice_16(const void *p, const void *q) {
-    return _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(_mm_loadu_si128(p)), 0xff00, _mm_loadu_si128(q));
-}
-/* 32 bytes from p, then 32 from q. */
-DOT_INLINE vi vi_join_32(const void *p, const void *q) {
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(p)), _mm256_loadu_si256(q), 1);
-}
-/* Bits of bytes to lower places, by `low` in the lower half and `high` in the upper (to higher places if negative). What
- * crosses into a neighbouring byte must be masked away. */
+/* Bits of bytes to lower places, by `low` in the lower half and `high` in the upper (to higher places if both are negative).
+ * What crosses into a neighbouring byte must be masked away. */
 DOT_INLINE vi vi_down(vi x, int low, int high) {
-    if (low == high && low >= 0) return low ? _mm512_srli_epi16(x, (unsigned)low) : x;
-    const long long a = low & 63, b = high & 63;
-    return _mm512_rorv_epi64(x, _mm512_set_epi64(b, b, b, b, a, a, a, a));
+    if (low == high)
+        return low ? low > 0 ? _mm512_srli_epi16(x, (unsigned)low) : _mm512_slli_epi16(x, (unsigned)-low) : x;
+    const long long a = low < 0 ? -low : low, b = high < 0 ? -high : high;
+    const vi by = _mm512_set_epi64(b, b, b, b, a, a, a, a); /* rotating would do both, on the pipes that multiply */
+    return low < 0 || high < 0 ? _mm512_sllv_epi64(x, by) : _mm512_srlv_epi64(x, by);
+}
+/* 128 bytes: the first 16 of every 32, then the last. */
+DOT_INLINE void vi_cross_128(vi out[2], const void *p) {
+    const vi low = vi_load(p), high = vi_load((const char *)p + 64);
+    out[0] = _mm512_shuffle_i64x2(low, high, 0x88);
+    out[1] = _mm512_shuffle_i64x2(low, high, 0xdd);
+}
+/* 64 bytes: the first 16 of every 32 twice, then the last. */
+DOT_INLINE void vi_cross_64(vi out[2], const void *p) {
+    const vi x = vi_load(p);
+    out[0] = _mm512_shuffle_i64x2(x, x, 0xa0);
+    out[1] = _mm512_shuffle_i64x2(x, x, 0xf5);
+}
+/* The same 16 bytes in every quarter, quarter k down by 2 k bits. */
+DOT_INLINE vi vi_down_pairs(const void *p) {
+    return _mm512_srlv_epi64(_mm512_broadcast_i32x4(_mm_loadu_si128(p)), _mm512_set_epi64(6, 6, 4, 4, 2, 2, 0, 0));
 }
 /* The second and fourth quarter down by 4 bits. */
 DOT_INLINE vi vi_down_nibbles(vi x) {
     return _mm512_srlv_epi64(x, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0));
 }
-/* 32 bytes, each 8 of them twice, the second time down by 4 bits. */
-DOT_INLINE vi vi_twice_8(const void *p) {
-    const vi x = _mm512_castsi256_si512(_mm256_loadu_si256(p));
-    return _mm512_srlv_epi64(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), x),
-                             _mm512_set_epi64(4, 0, 4, 0, 4, 0, 4, 0));
-}
-/* Byte i is value where bit i is set, else 0. */
-DOT_INLINE vi vi_of_bits(uint64_t bits, uint8_t value) {
-    return _mm512_maskz_set1_epi8(bits, (char)value);
-}
-/* The bytes of both numbers as 16 lanes. */
-DOT_INLINE vi vi_of_bytes(uint64_t low, uint64_t high) {
-    return _mm512_cvtepu8_epi32(_mm_set_epi64x((long long)high, (long long)low));
-}
-/* codes . activations. No code is above `most`, a constant. */
-DOT_INLINE vi dot_4(vi code, vi activation, int most) {
-#if !defined(__AVX512VNNI__)
-    if (most <= 128) return _mm512_madd_epi16(_mm512_maddubs_epi16(code, activation), _mm512_set1_epi16(1));
-#endif
+/* sum + codes . activations, which may stay in memory. No code is above `most`, a constant. */
+DOT_INLINE vi dot_add_4(vi sum, vi code, vi activation, int most) {
+#if defined(__AVX512VNNI__)
     (void)most;
-    return vi_dp4(_mm512_setzero_si512(), code, activation);
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(code), "vm"(activation));
+    return sum;
+#else
+    if (most > 128) return vi_dp4(sum, code, activation);
+    const vi pairs = _mm512_maddubs_epi16(code, activation);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+}
+DOT_INLINE vi dot_4(vi code, vi activation, int most) {
+    return dot_add_4(_mm512_setzero_si512(), code, activation, most);
 }
 
 #if defined(__AVX512VNNI__)
@@ -135,7 +140,7 @@ DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, con
 #if defined(__AVX512VNNI__)
         } else if (most > DOT_SMALL) {
             sum[p] = _mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p], first), scale[2 * p]);
-            sum[p] = _mm512_dpwssd_epi32(sum[p], _mm512_maddubs_epi16(code[2 * p + 1], second), scale[2 * p + 1]);
+            sum[p] = vi_dp2(sum[p], _mm512_maddubs_epi16(code[2 * p + 1], second), scale[2 * p + 1]);
         } else {
             const vi both = _mm512_packs_epi32(dot_4(code[2 * p], first, most), dot_4(code[2 * p + 1], second, most));
             sum[p] = _mm512_madd_epi16(both, scale[p]);
@@ -150,28 +155,38 @@ DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, con
     }
     return _mm512_add_epi32(sum[0], sum[1]);
 }
-DOT_INLINE vf vs_dot_f(vs a, const int16_t *b) {
-    return _mm512_cvtepi32_ps(_mm512_zextsi256_si512(vs_dot(a, b)));
+/* Scales of crossed codes, as dot_scaled_crossed wants them. */
+DOT_INLINE void dot_spread_crossed(vi out[2], vs scale, int group) {
+    if (group == 32) {
+        out[0] = dot_words(scale, 0, 1, 2, 3, 4, 5, 6, 7);
+    } else {
+        out[0] = dot_words(scale, 0, 1, 4, 5, 8, 9, 12, 13);
+        out[1] = dot_words(scale, 2, 3, 6, 7, 10, 11, 14, 15);
+    }
+}
+/* begin + crossed codes . activations times scale; no code is above 32. */
+DOT_INLINE vi dot_scaled_crossed(vi begin, const vi code[DOT_PARTS], const int8_t *x, const vi scale[2], int group) {
+    vi sum[DOT_PARTS];
+    sum[0] = dot_4(code[0], vi_load(x), 32);
+    sum[2] = dot_4(code[2], vi_load(x + 128), 32);
+    if (group == 32) {
+        sum[0] = dot_add_4(sum[0], code[1], vi_load(x + 64), 32);
+        sum[2] = dot_add_4(sum[2], code[3], vi_load(x + 192), 32);
+        return vi_dp2(begin, _mm512_packs_epi32(sum[0], sum[2]), scale[0]);
+    }
+    sum[1] = dot_4(code[1], vi_load(x + 64), 32);
+    sum[3] = dot_4(code[3], vi_load(x + 192), 32);
+    begin = vi_dp2(begin, _mm512_packs_epi32(sum[0], sum[1]), scale[0]);
+    return vi_dp2(begin, _mm512_packs_epi32(sum[2], sum[3]), scale[1]);
+}
+/* The lower half of a vector. */
+DOT_INLINE vi vi_of_half(__m256i x) {
+    return _mm512_zextsi256_si512(x);
 }
 DOT_INLINE vf vf_spread_of(vf table, int part, int group) {
     const vi step = group == 32 ? _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
                                 : _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     return _mm512_permutexvar_ps(_mm512_add_epi32(step, _mm512_set1_epi32(part * (64 / group))), table);
-}
-/* Eight numbers in half precision, `stride` bytes apart, each `repeat` times, as the first eight lanes; the others are
- * zero. */
-DOT_INLINE vf vf_of_halves(const void *p, size_t stride, int repeat) {
-    __m128i half;
-    if (repeat == 1 && stride <= 20) { /* four lie within 64 bytes */
-        const short s = (short)(stride / 2);
-        const __m128i index = _mm_set_epi16((short)(3 * s + 32), (short)(2 * s + 32), (short)(s + 32), 32,
-                                            (short)(3 * s), (short)(2 * s), s, 0);
-        half = _mm512_castsi512_si128(_mm512_permutex2var_epi16(vi_load(p), _mm512_castsi128_si512(index),
-                                                                vi_load((const char *)p + 4 * stride)));
-    } else {
-        half = vs_halves(p, stride, repeat);
-    }
-    return _mm512_zextps256_ps512(_mm256_cvtph_ps(half));
 }
 #elif defined(__AVX2__)
 DOT_INLINE vi vi_and_or(vi x, vi mask, vi y) {
@@ -181,14 +196,8 @@ DOT_INLINE vi vi_and_or(vi x, vi mask, vi y) {
 DOT_INLINE vi vi_of_byte(uint8_t x) {
     return (vi){_mm256_set1_epi8((char)x), _mm256_set1_epi8((char)x)};
 }
-DOT_INLINE vi vi_join_32(const void *p, const void *q) {
-    return (vi){_mm256_loadu_si256(p), _mm256_loadu_si256(q)};
-}
 DOT_INLINE vi vi_twice_32(const void *p) {
-    return vi_join_32(p, p);
-}
-DOT_INLINE vi vi_twice_16(const void *p, const void *q) {
-    return (vi){_mm256_broadcastsi128_si256(_mm_loadu_si128(p)), _mm256_broadcastsi128_si256(_mm_loadu_si128(q))};
+    return (vi){_mm256_loadu_si256(p), _mm256_loadu_si256(p)};
 }
 DOT_INLINE __m256i half_down(__m256i x, int n) {
     return n == 0 ? x : n > 0 ? _mm256_srli_epi64(x, n) : _mm256_slli_epi64(x, -n);
@@ -196,27 +205,24 @@ DOT_INLINE __m256i half_down(__m256i x, int n) {
 DOT_INLINE vi vi_down(vi x, int low, int high) {
     return (vi){half_down(x.a, low), half_down(x.b, high)};
 }
+DOT_INLINE void vi_cross_128(vi out[2], const void *p) {
+    const vi low = vi_load(p), high = vi_load((const char *)p + 64);
+    out[0] = (vi){_mm256_permute2x128_si256(low.a, low.b, 0x20), _mm256_permute2x128_si256(high.a, high.b, 0x20)};
+    out[1] = (vi){_mm256_permute2x128_si256(low.a, low.b, 0x31), _mm256_permute2x128_si256(high.a, high.b, 0x31)};
+}
+DOT_INLINE void vi_cross_64(vi out[2], const void *p) {
+    const vi x = vi_load(p);
+    out[0] = (vi){_mm256_permute2x128_si256(x.a, x.a, 0x00), _mm256_permute2x128_si256(x.b, x.b, 0x00)};
+    out[1] = (vi){_mm256_permute2x128_si256(x.a, x.a, 0x11), _mm256_permute2x128_si256(x.b, x.b, 0x11)};
+}
+DOT_INLINE vi vi_down_pairs(const void *p) {
+    const __m256i x = _mm256_broadcastsi128_si256(_mm_loadu_si128(p));
+    return (vi){_mm256_srlv_epi64(x, _mm256_set_epi64x(2, 2, 0, 0)),
+                _mm256_srlv_epi64(x, _mm256_set_epi64x(6, 6, 4, 4))};
+}
 DOT_INLINE vi vi_down_nibbles(vi x) {
     const __m256i by = _mm256_set_epi64x(4, 4, 0, 0);
     return (vi){_mm256_srlv_epi64(x.a, by), _mm256_srlv_epi64(x.b, by)};
-}
-DOT_INLINE vi vi_twice_8(const void *p) {
-    const __m256i x = _mm256_loadu_si256(p), by = _mm256_set_epi64x(4, 0, 4, 0);
-    return (vi){_mm256_srlv_epi64(_mm256_permute4x64_epi64(x, 0x50), by),
-                _mm256_srlv_epi64(_mm256_permute4x64_epi64(x, 0xfa), by)};
-}
-DOT_INLINE __m256i half_of_bits(uint32_t bits, uint8_t value) {
-    const __m256i which = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
-    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), which);
-    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), _mm256_set1_epi8((char)value));
-}
-DOT_INLINE vi vi_of_bits(uint64_t bits, uint8_t value) {
-    return (vi){half_of_bits((uint32_t)bits, value), half_of_bits((uint32_t)(bits >> 32), value)};
-}
-DOT_INLINE vi vi_of_bytes(uint64_t low, uint64_t high) {
-    return (vi){_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)low)),
-                _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)high))};
 }
 DOT_INLINE __m256i half_dot_4(__m256i code, __m256i activation, int most) {
     if (most > 128) return vi_half_dp4(_mm256_setzero_si256(), code, activation);
@@ -225,23 +231,31 @@ DOT_INLINE __m256i half_dot_4(__m256i code, __m256i activation, int most) {
 DOT_INLINE vi dot_4(vi code, vi activation, int most) {
     return (vi){half_dot_4(code.a, activation.a, most), half_dot_4(code.b, activation.b, most)};
 }
-DOT_INLINE __m256i half_spread(vs scale, int first, int group, int most) {
+/* Lanes a and b of scale, each for 16 codes; both below 8, or neither. */
+DOT_INLINE __m256i half_spread(vs scale, int a, int b, int most) {
     if (most <= 128) {
         const __m256i eight =
-            first < 8 ? _mm256_permute2x128_si256(scale, scale, 0x00) : _mm256_permute2x128_si256(scale, scale, 0x11);
-        const int a = 2 * (first % 8), b = group == 16 ? a + 2 : a;
-        const short low = (short)(a | (a + 1) << 8), high = (short)(b | (b + 1) << 8);
+            a < 8 ? _mm256_permute2x128_si256(scale, scale, 0x00) : _mm256_permute2x128_si256(scale, scale, 0x11);
+        const int first = 2 * (a % 8), second = 2 * (b % 8);
+        const short low = (short)(first | (first + 1) << 8), high = (short)(second | (second + 1) << 8);
         return _mm256_shuffle_epi8(eight, _mm256_set_m128i(_mm_set1_epi16(high), _mm_set1_epi16(low)));
     }
     const __m256i eight =
-        _mm256_cvtepi16_epi32(first < 8 ? _mm256_castsi256_si128(scale) : _mm256_extracti128_si256(scale, 1));
-    const int a = first % 8, b = group == 16 ? a + 1 : a;
+        _mm256_cvtepi16_epi32(a < 8 ? _mm256_castsi256_si128(scale) : _mm256_extracti128_si256(scale, 1));
+    a %= 8, b %= 8;
     return _mm256_permutevar8x32_epi32(eight, _mm256_set_epi32(b, b, b, b, a, a, a, a));
 }
 DOT_INLINE void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most) {
+    const int step = group == 16;
     for (int p = 0; p < DOT_PARTS; p++) {
-        out[p].a = half_spread(scale, p * 64 / group, group, most);
-        out[p].b = half_spread(scale, (p * 64 + 32) / group, group, most);
+        const int a = p * 64 / group, b = (p * 64 + 32) / group;
+        out[p] = (vi){half_spread(scale, a, a + step, most), half_spread(scale, b, b + step, most)};
+    }
+}
+DOT_INLINE void dot_spread_crossed(vi out[DOT_PARTS], vs scale, int group) {
+    for (int p = 0; p < DOT_PARTS; p++) {
+        const int a = group == 32 ? p / 2 : p, step = 64 / group;
+        out[p] = (vi){half_spread(scale, a, a + step, 32), half_spread(scale, a + 2 * step, a + 3 * step, 32)};
     }
 }
 DOT_INLINE __m256i half_scaled(__m256i code, __m256i activation, __m256i scale, int most) {
@@ -257,8 +271,13 @@ DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, con
     }
     return sum;
 }
-DOT_INLINE vf vs_dot_f(vs a, const int16_t *b) {
-    return (vf){_mm256_cvtepi32_ps(vs_dot(a, b)), _mm256_setzero_ps()};
+DOT_INLINE vi dot_scaled_crossed(vi begin, const vi code[DOT_PARTS], const int8_t *x, const vi scale[DOT_PARTS],
+                                 int group) {
+    (void)group;
+    return vi_add(begin, dot_scaled(code, x, scale, 32));
+}
+DOT_INLINE vi vi_of_half(__m256i x) {
+    return (vi){x, _mm256_setzero_si256()};
 }
 DOT_INLINE vf vf_spread_of(vf table, int part, int group) {
     if (group == 32)
@@ -270,9 +289,6 @@ DOT_INLINE vf vf_spread_of(vf table, int part, int group) {
         _mm256_permutevar8x32_ps(eight, _mm256_set_epi32(a + 1, a + 1, a + 1, a + 1, a, a, a, a)),
         _mm256_permutevar8x32_ps(eight, _mm256_set_epi32(a + 3, a + 3, a + 3, a + 3, a + 2, a + 2, a + 2, a + 2))};
 }
-DOT_INLINE vf vf_of_halves(const void *p, size_t stride, int repeat) {
-    return (vf){_mm256_cvtph_ps(vs_halves(p, stride, repeat)), _mm256_setzero_ps()};
-}
 #else
 /* Levels without such vectors unpack; these names let the formats' readers stand as they are, none of which is used. */
 #define NIB_NO_DOT 1
@@ -280,18 +296,14 @@ typedef struct vs {
     int16_t word[16];
 } vs;
 vs vs_of_bytes(words_16 bytes, int16_t offset);
-vf vs_dot_f(vs a, const int16_t *b);
 vi vi_and_or(vi x, vi mask, vi y);
 vi vi_of_byte(uint8_t x);
 vi vi_twice_32(const void *p);
-vi vi_twice_16(const void *p, const void *q);
-vi vi_twice_8(const void *p);
-vi vi_join_32(const void *p, const void *q);
 vi vi_down(vi x, int low, int high);
+vi vi_down_pairs(const void *p);
+void vi_cross_128(vi out[2], const void *p);
+void vi_cross_64(vi out[2], const void *p);
 vi vi_down_nibbles(vi x);
-vi vi_of_bits(uint64_t bits, uint8_t value);
-vi vi_of_bytes(uint64_t low, uint64_t high);
-vf vf_of_halves(const void *p, size_t stride, int repeat);
 void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most);
 vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS], int most);
 
@@ -316,37 +328,74 @@ typedef struct dot_whole {
     float d, d_min;
 } dot_whole;
 
-/* weight i = scale[i / group] * code - min[i / group] */
+/* weight i = scale[i / group] * code - min[i / group], as unpack gives them */
 typedef struct dot_groups {
     vi code[DOT_PARTS];
     vf scale, min; /* the first 256 / group; the others are finite, and do not count */
 } dot_groups;
 
+#if !defined(NIB_NO_DOT)
+/* d and d_min next to each other. */
+DOT_INLINE void dot_read_d(dot_whole *w, const void *halves) {
+    const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128((int)nib_load_u32(halves)));
+    w->d = _mm_cvtss_f32(both);
+    w->d_min = _mm_cvtss_f32(_mm_movehdup_ps(both));
+}
+#else
+void dot_read_d(dot_whole *w, const void *halves);
+#endif
+
 DOT_INLINE void dot_fetch(const char *at, size_t bytes) {
     DOT_UNROLL for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + DOT_AHEAD + i, 0, 2);
 }
 
+#if !defined(NIB_NO_DOT)
+/* A token's sums: of codes, and of minimums. */
+typedef struct dot_totals {
+    vf code;
+    vhf min;
+} dot_totals;
+
+/* What is constant in a format with blocks of 256. */
+typedef struct dot_kind {
+    int group, most; /* weights per scale; the largest code */
+    bool crossed;    /* codes lie like the activations of that name, and most is 32 */
+    int centre;      /* then, and if not 0, it is the offset of all codes: there are no minimums */
+} dot_kind;
+
 /* total[t] += 256 weights times those of token t; tokens are `stride` blocks apart. */
-DOT_INLINE void dot_whole_step(const dot_whole *w, const nib_int_row *row, size_t stride, size_t n_tokens, int group,
-                               int most, vf total[NIB_DOT_TOKENS]) {
+DOT_INLINE void dot_whole_step(const dot_whole *w, const nib_int_row *row, size_t stride, size_t n_tokens,
+                               dot_kind kind, dot_totals total[NIB_DOT_TOKENS]) {
     vi scale[DOT_PARTS];
-    dot_spread(scale, w->scale, group, most);
+    vs min = kind.group == 16 ? w->min : w->scale;
+    if (kind.centre) min = _mm256_mullo_epi16(w->scale, _mm256_set1_epi16((short)-kind.centre));
+    if (kind.crossed)
+        dot_spread_crossed(scale, w->scale, kind.group);
+    else
+        dot_spread(scale, w->scale, kind.group, kind.most);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
-        const vf min = group == 16 ? vs_dot_f(w->min, row->whole16) : vs_dot_f(w->scale, row->whole32);
-        total[t] = vf_fma(min, vf_splat(-w->d_min * row->scale[0]), total[t]);
-        const vi sum = dot_scaled(w->code, row->code, scale, most);
-        total[t] = vf_fma(vi_to_f(sum), vf_splat(w->d * row->scale[0]), total[t]);
+        const __m256i of_min = vs_dot(min, kind.group == 16 ? row->whole16 : row->whole32);
+        vi begin = vi_splat(0), sum;
+        if (kind.centre)
+            begin = vi_of_half(of_min);
+        else
+            total[t].min =
+                _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_min), _mm256_set1_ps(w->d_min * row->scale[0]), total[t].min);
+        sum = kind.crossed ? dot_scaled_crossed(begin, w->code, row->crossed, scale, kind.group)
+                           : dot_scaled(w->code, row->code, scale, kind.most);
+        total[t].code = vf_fma(vi_to_f(sum), vf_splat(w->d * row->scale[0]), total[t].code);
     }
 }
+#endif
 
 DOT_INLINE void dot_groups_step(const dot_groups *w, const nib_int_row *row, size_t stride, size_t n_tokens, int group,
-                                int most, vf total[NIB_DOT_TOKENS]) {
+                                vf total[NIB_DOT_TOKENS]) {
     const vf minus_min = vf_sub(vf_zero(), w->min);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
         const vf other = vf_load(row->scale), both = group == 32 ? vf_mul(w->scale, other) : w->scale;
         vf part[DOT_PARTS], factor[DOT_PARTS]; /* sums of two, so that no sum waits long for the one before */
         DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-            part[p] = vi_to_f(dot_4(w->code[p], vi_load(row->code + 64 * p), most));
+            part[p] = vi_to_f(dot_4(w->code[p], vi_load(row->code + 64 * p), 255));
             factor[p] = vf_spread_of(both, p, group);
             if (group == 16) factor[p] = vf_mul(factor[p], vf_spread_of(other, p, 32));
         }
@@ -381,54 +430,34 @@ DOT_INLINE void dot_store(const nib_dot_task *task, size_t r, size_t n_tokens, c
 }
 
 typedef void dot_read_whole(dot_whole *w, const void *src);
-typedef void dot_read_groups(dot_groups *w, const void *src);
+
+#if !defined(NIB_NO_DOT)
+DOT_INLINE float vhf_sum(vhf x) {
+    const __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 z = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
+}
 
 /* Rows of formats with blocks of 256. Everything but the task is a constant at every call. */
-DOT_INLINE void dot_rows_whole(const nib_dot_task *task, size_t n_tokens, dot_read_whole *read, size_t bytes, int group,
-                               int most) {
+DOT_INLINE void dot_rows_whole(const nib_dot_task *task, size_t n_tokens, dot_read_whole *read, size_t bytes,
+                               dot_kind kind) {
     const size_t n_blocks = task->n_cols / NIB_PANEL_K;
     for (size_t r = 0; r < task->n_rows; r++) {
         const char *at = (const char *)task->weights + r * task->row_bytes;
         const nib_int_row *row = task->packed;
-        vf total[NIB_DOT_TOKENS];
-        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
+        dot_totals total[NIB_DOT_TOKENS];
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = (dot_totals){vf_zero(), _mm256_setzero_ps()};
         for (size_t b = 0; b < n_blocks; b++, at += bytes, row++) {
             dot_whole w;
             dot_fetch(at, bytes);
             read(&w, at);
-            dot_whole_step(&w, row, n_blocks, n_tokens, group, most, total);
+            dot_whole_step(&w, row, n_blocks, n_tokens, kind, total);
         }
-        dot_store(task, r, n_tokens, total);
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) task->out[t * task->out_stride + r] =
+            vf_sum(total[t].code) - vhf_sum(total[t].min) + (task->bias ? task->bias[r] : 0);
     }
 }
-
-/* Rows of formats with smaller blocks: `bytes` hold 256 weights; what is left at the end is read as nib_last_block says,
- * and a row of less is copied and followed by zeros. */
-DOT_INLINE void dot_rows_groups(const nib_dot_task *task, size_t n_tokens, dot_read_groups *read, size_t bytes,
-                                int group, int most) {
-    const size_t n_whole = task->n_cols / NIB_PANEL_K, rest = task->n_cols % NIB_PANEL_K;
-    const size_t stride = n_whole + (rest > 0);
-    char tail[2 * NIB_PANEL_K] = {0};
-    for (size_t r = 0; r < task->n_rows; r++) {
-        const char *at = (const char *)task->weights + r * task->row_bytes;
-        const nib_int_row *row = task->packed;
-        vf total[NIB_DOT_TOKENS];
-        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
-        for (size_t b = 0; b < n_whole; b++, at += bytes, row++) {
-            dot_groups w;
-            dot_fetch(at, bytes);
-            read(&w, at);
-            dot_groups_step(&w, row, stride, n_tokens, group, most, total);
-        }
-        if (rest) {
-            dot_groups w;
-            if (!n_whole) memcpy(tail, at, task->row_bytes);
-            read(&w, n_whole ? at + rest * bytes / NIB_PANEL_K - bytes : tail);
-            dot_groups_step(&w, row, stride, n_tokens, group, most, total);
-        }
-        dot_store(task, r, n_tokens, total);
-    }
-}
+#endif
 
 typedef vf dot_read_floats(const void *src);
 
@@ -496,26 +525,23 @@ DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *ta
     }                               \
     }
 
-/* The `dot` of a format: name; how 256 weights are read and how many bytes they are; weights per scale; the largest
- * code. */
+/* The `dot` of a format: name; how 256 weights are read and how many bytes they are; weights per scale; the largest code,
+ * or (crossed) the offset of all codes, 0 if there are minimums. */
 #if defined(NIB_NO_DOT)
 #define NIB_DOT_WHOLE(...)
-#define NIB_DOT_GROUPS(...)
+#define NIB_DOT_WHOLE_CROSSED(...)
 #define NIB_DOT_FLOATS(...)
 #define NIB_DOT(name) NULL
 #else
 #define NIB_DOT(name) name
-#define NIB_DOT_WHOLE(name, read, bytes, group, most)                            \
-    static void name(const nib_format *format, const nib_dot_task *task) {       \
-        (void)format;                                                            \
-        NIB_DOT_EACH(task, n, dot_rows_whole(task, n, read, bytes, group, most)) \
+#define NIB_DOT_KIND(name, read, bytes, ...)                               \
+    static void name(const nib_format *format, const nib_dot_task *task) { \
+        const dot_kind kind = {__VA_ARGS__};                               \
+        (void)format;                                                      \
+        NIB_DOT_EACH(task, n, dot_rows_whole(task, n, read, bytes, kind))  \
     }
-#define NIB_DOT_GROUPS(name, read, bytes, group, most)                            \
-    static void name(const nib_format *format, const nib_dot_task *task) {        \
-        (void)format;                                                             \
-        NIB_DOT_EACH(task, n, dot_rows_groups(task, n, read, bytes, group, most)) \
-    }
-
+#define NIB_DOT_WHOLE(name, read, bytes, group, most)           NIB_DOT_KIND(name, read, bytes, group, most, false, 0)
+#define NIB_DOT_WHOLE_CROSSED(name, read, bytes, group, centre) NIB_DOT_KIND(name, read, bytes, group, 32, true, centre)
 #define NIB_DOT_FLOATS(name, read, bytes)                                    \
     static void name(const nib_format *format, const nib_dot_task *task) {   \
         NIB_DOT_EACH(task, n, dot_rows_floats(format, task, n, read, bytes)) \

@@ -65,9 +65,11 @@ static inline size_t nib_last_block(size_t n_cols) {
     return n_cols - (rest ? rest : NIB_PANEL_K);
 }
 
-/* 256 activations of one token as integers, in natural order, rounded as NIB_ACT_Q8_32 or NIB_ACT_Q8_256 says. */
+/* 256 activations of one token as integers, rounded as NIB_ACT_Q8_32 or NIB_ACT_Q8_256 says. Crossed: 16 of each of groups
+ * 0, 2, 4, 6 of 32, then the other 16 of each; the same of groups 1, 3, 5, 7. So nibbles lie that share a byte with others
+ * of their group, and a lane's products of two vectors belong to one group. */
 typedef struct nib_int_row {
-    _Alignas(64) int8_t code[NIB_PANEL_K];
+    _Alignas(64) int8_t code[NIB_PANEL_K], crossed[NIB_PANEL_K];
     float scale[NIB_PANEL_K / 16];                          /* per 32; the upper half is zero */
     float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16]; /* sums of codes times scale per 16 and per 32 */
     int16_t whole16[NIB_PANEL_K / 16],
@@ -92,6 +94,7 @@ struct nib_format {
     uint32_t group;        /* NIB_CLASS_SCALED: weights per scale, 16 or 32 */
     uint32_t centre;       /* unpack: a power of two if min is always centre * scale, else 0 */
     nib_panel_shape shape; /* what turn gives */
+    uint32_t dot_tokens;   /* where bytes are multiplied in one instruction: up to how many dot beats turn; 0: 1 */
     uint32_t parameter[3]; /* for families of formats in one file: what tells this member from the others */
 
     /* n is a multiple of facts.block. NULL: this format cannot be written. */

@@ -5,7 +5,7 @@
  *         f16  | high nibble : low nibble
  */
 #include "format/decode.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 #include "format/iq4.h"
 #include "format/panel.h"
 
@@ -93,16 +93,18 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
 }
 
 /* Eight blocks. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    w->scale = vf_of_halves(in->d, sizeof *in, 1);
-    w->min = vf_mul(w->scale, vf_splat(128));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi both = vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q));
-        w->code[p] = vi_look_up(IQ4_ABOVE, vi_and(both, vi_of_byte(15)));
-    }
+    s->scale[0] = vhf_of_halves(in->d, sizeof *in, 1);
+    s->min[0] = vhf_times(s->scale[0], 128);
 }
-NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 241)
+DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
+    const block *in = src;
+    const vh both = vh_join_16(in[a].q, in[b].q);
+    code[0] = vh_look_up(IQ4_ABOVE, vh_low_halves(both));
+    code[1] = vh_look_up(IQ4_ABOVE, vh_high_halves(both));
+}
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 32, 241)
 
 NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
                                .gguf_name = "iq4_nl",
@@ -122,5 +124,5 @@ NIB_FORMATS(iq4_nl, {.facts = {.name = "iq4_nl",
                      .check = check,
                      .unpack = unpack,
                      .turn = turn,
-
+                     .dot_tokens = 3,
                      .dot = NIB_DOT(dot)});

@@ -7,7 +7,7 @@
  *              | scale[b]          | bits 0-3                |          136 bytes, 4.25 bits per weight
  */
 #include "format/decode.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 #include "format/iq4.h"
 #include "format/panel.h"
 
@@ -139,18 +139,19 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
-DOT_INLINE void read_256(dot_whole *w, const void *src) {
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    w->d = load_half(in->d);
-    w->d_min = 128 * w->d;
-    const uint64_t codes = read_scale_codes(in);
-    w->scale = vs_of_bytes((words_16){codes, codes}, -32);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi both = vi_down_nibbles(vi_twice_16(in->q + 32 * p, in->q + 32 * p + 16));
-        w->code[p] = vi_look_up(IQ4_ABOVE, vi_and(both, vi_of_byte(15)));
-    }
+    const vh low = vh_down_by(vh_splat_4(in->scale_low), 0, 4), high = vh_down_by(vh_splat_4(in), 12, 2);
+    s->scale[0] = vhf_times(vhf_of(vh_join(low, 15, high, 0x30), -32), load_half(in->d));
+    s->min[0] = vhf_times(s->scale[0], 128);
 }
-NIB_DOT_WHOLE(dot, read_256, sizeof(block), IQ4_SUB, 241)
+DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
+    const block *in = src;
+    const vh both = vh_join_16(in->q + 16 * a, in->q + 16 * b);
+    code[0] = vh_look_up(IQ4_ABOVE, vh_low_halves(both));
+    code[1] = vh_look_up(IQ4_ABOVE, vh_high_halves(both));
+}
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, sizeof(block), 32, 241)
 
 NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                                .gguf_name = "iq4_xs",
@@ -170,5 +171,5 @@ NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                      .check = check,
                      .unpack = unpack,
                      .turn = turn,
-
+                     .dot_tokens = 2,
                      .dot = NIB_DOT(dot)});

@@ -5,7 +5,7 @@
  *         e  | q[16]:q[0] .. q[31]:q[15]      17 bytes, 4.25 bits per weight
  */
 #include "format/decode.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 #include "format/e2m1.h"
 #include "format/panel.h"
 
@@ -112,21 +112,21 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     }
 }
 
-/* Eight blocks. 2^(e - 128) is the product of two powers of two that are no subnormal numbers. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+/* Eight blocks. */
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
     const uint64_t low = in[0].e | (uint64_t)in[1].e << 8 | (uint64_t)in[2].e << 16 | (uint64_t)in[3].e << 24;
     const uint64_t high = in[4].e | (uint64_t)in[5].e << 8 | (uint64_t)in[6].e << 16 | (uint64_t)in[7].e << 24;
-    const uint64_t ones = 0x8080808080808080; /* the lanes that do not count: multiplying subnormal numbers is slow */
-    const vi e = vi_of_bytes(low | high << 32, ones), half = vi_sar(e, 1), bias = vi_splat(127 - 64);
-    w->scale = vf_mul(vf_bits(vi_shl(vi_add(half, bias), 23)), vf_bits(vi_shl(vi_add(vi_sub(e, half), bias), 23)));
-    w->min = vf_mul(w->scale, vf_splat(E2M1_OFFSET));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi both = vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q));
-        w->code[p] = vi_look_up(E2M1_ABOVE, vi_and(both, vi_of_byte(15)));
-    }
+    s->scale[0] = vhf_of_exponents(low | high << 32);
+    s->min[0] = vhf_times(s->scale[0], E2M1_OFFSET);
 }
-NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 24)
+DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
+    const block *in = src;
+    const vh both = vh_join_16(in[a].q, in[b].q);
+    code[0] = vh_look_up(E2M1_ABOVE, vh_low_halves(both));
+    code[1] = vh_look_up(E2M1_ABOVE, vh_high_halves(both));
+}
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 32, 28)
 
 NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                               .gguf_name = "mxfp4",
@@ -146,5 +146,5 @@ NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                     .check = check,
                     .unpack = unpack,
                     .turn = turn,
-
+                    .dot_tokens = 3,
                     .dot = NIB_DOT(dot)});

@@ -9,7 +9,7 @@
  *   Scales stop at 448: weights beyond 6 * 448 are cut off. (The scale of the whole tensor that the format counts on is
  *   a tensor of its own.) */
 #include "format/decode.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 #include "format/e2m1.h"
 
 enum { BLOCK = 64, SUB = 16, N_SUB = BLOCK / SUB, LARGEST = 0x7e };
@@ -91,23 +91,23 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-/* Halves of 16 ue4m3 as floats. Their bits, moved to those of a float, mean 2^-119 times as much, subnormal or not; 0x7f
- * becomes 0 before. */
-DOT_INLINE uint64_t no_nans(uint64_t codes) {
-    codes &= EACH_BYTE(0x7f);
-    return codes & (((codes ^ EACH_BYTE(0x7f)) + EACH_BYTE(0x7f)) >> 7 & EACH_BYTE(1)) * 0x7f;
-}
-/* Four blocks. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+/* Four blocks. The bits of a ue4m3, moved to those of a float, mean 2^-119 times its half, subnormal or not. */
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    const uint64_t first = nib_load_u32(in[0].scale) | (uint64_t)nib_load_u32(in[1].scale) << 32;
-    const uint64_t second = nib_load_u32(in[2].scale) | (uint64_t)nib_load_u32(in[3].scale) << 32;
-    w->scale = vf_mul(vf_bits(vi_shl(vi_of_bytes(no_nans(first), no_nans(second)), 20)), vf_splat(0x1p119f));
-    w->min = vf_mul(w->scale, vf_splat(E2M1_OFFSET));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        vi_look_up(E2M1_ABOVE, vi_and(vi_twice_8(in[p].q), vi_of_byte(15)));
+    for (unsigned i = 0; i < 2; i++, in += 2) {
+        const uint64_t eight = nib_load_u32(in[0].scale) | (uint64_t)nib_load_u32(in[1].scale) << 32;
+        s->scale[i] = vhf_times(vhf_of_bits(eight, 20), 0x1p119f);
+        s->min[i] = vhf_times(s->scale[i], E2M1_OFFSET);
+    }
 }
-NIB_DOT_GROUPS(dot, read_256, 4 * sizeof(block), SUB, 24)
+DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
+    const block *in = src;
+    const vh both = vh_join_16(in[a / 2].q + a % 2 * 16, in[b / 2].q + b % 2 * 16);
+    code[0] = vh_look_up(E2M1_ABOVE, vh_low_halves(both));
+    code[1] = vh_look_up(E2M1_ABOVE, vh_high_halves(both));
+    vh_mix_8(code);
+}
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 4 * sizeof(block), SUB, 28)
 
 NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
                               .gguf_name = "nvfp4",

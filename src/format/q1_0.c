@@ -5,7 +5,7 @@
  *         f16  |
  */
 #include "format/block.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 
 #include <math.h>
 
@@ -76,13 +76,16 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 }
 
 /* Two blocks. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    w->min = vf_of_halves(in->d, sizeof *in, 4);
-    w->scale = vf_add(w->min, w->min);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] = vi_of_bits(nib_load_u64(in[p / 2].q + p % 2 * 8), 1);
+    s->min[0] = vhf_of_halves(in->d, sizeof *in, 4);
+    s->scale[0] = vhf_times(s->min[0], 2);
 }
-NIB_DOT_GROUPS(dot, read_256, 2 * sizeof(block), 32, 1)
+DOT_INLINE vh read_32(const void *src, int i) {
+    const block *in = src;
+    return vh_set_bits(vh_zero(), nib_load_u32(in[i / 4].q + i % 4 * 4), 1);
+}
+NIB_DOT_HALVES(dot, read_scales_256, read_32, 2 * sizeof(block), 1)
 
 NIB_FORMATS(q1_0, {.facts = {.name = "q1_0",
                              .gguf_name = "q1_0",

@@ -5,7 +5,7 @@
  *         f16  |
  */
 #include "format/block.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 
 enum { BLOCK = 64 };
 
@@ -76,16 +76,15 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 }
 
 /* Four blocks; the four codes of a byte are spread over the bytes of a lane. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    w->scale = w->min = vf_of_halves(in->d, sizeof *in, 2);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi byte = vi_of_bytes(nib_load_u64(in[p].q), nib_load_u64(in[p].q + 8));
-        const vi half = vi_add(byte, vi_shl(byte, 12)); /* nothing overlaps but the last of these */
-        w->code[p] = vi_and(vi_and_or(half, vi_of_byte(255), vi_shl(half, 6)), vi_of_byte(3));
-    }
+    s->scale[0] = s->min[0] = vhf_of_halves(in->d, sizeof *in, 2);
 }
-NIB_DOT_GROUPS(dot, read_256, 4 * sizeof(block), 32, 3)
+DOT_INLINE vh read_32(const void *src, int i) {
+    const block *in = src;
+    return vh_spread_pairs(vh_of_bytes(in[i / 2].q + i % 2 * 8));
+}
+NIB_DOT_HALVES(dot, read_scales_256, read_32, 4 * sizeof(block), 3)
 
 NIB_FORMATS(q2_0, {.facts = {.name = "q2_0",
                              .gguf_name = "q2_0",

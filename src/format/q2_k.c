@@ -188,14 +188,18 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     words_16 bytes;
     memcpy(&bytes, in->scale_min, sizeof bytes);
-    w->d = load_half(in->d);
-    w->d_min = load_half(in->d_min);
+    dot_read_d(w, in->d);
     w->scale = vs_of_bytes(bytes & EACH_BYTE(15), 0);
     w->min = vs_of_bytes((bytes >> 4) & EACH_BYTE(15), 0);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        vi_and(vi_down(vi_twice_32(in->q + p / 2 * 32), p % 2 * 4, p % 2 * 4 + 2), vi_of_byte(3));
+    vi both[2];
+    vi_cross_64(both, in->q);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        const vi pairs = vi_down_nibbles(both[i]);
+        w->code[i] = vi_and(pairs, vi_of_byte(3));
+        w->code[i + 2] = vi_and(vi_down(pairs, 2, 2), vi_of_byte(3));
+    }
 }
-NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB, 3)
+NIB_DOT_WHOLE_CROSSED(dot, read_256, sizeof(block), SUB, 0)
 
 NIB_FORMATS(q2_k,
             {.facts = {.name = "q2_k",
@@ -215,5 +219,5 @@ NIB_FORMATS(q2_k,
              .check = check,
              .unpack = unpack,
              .turn = turn,
-
+             .dot_tokens = 3,
              .dot = NIB_DOT(dot)});

@@ -228,18 +228,20 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
-    const vi high = vi_twice_32(in->high);
     uint64_t words[2];
     read_scale_codes(words, in);
     w->d = load_half(in->d);
-    w->d_min = 4 * w->d;
-    w->scale = w->min = vs_of_bytes((words_16){words[0], words[1]}, -32);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi low = vi_down(vi_twice_32(in->q + p / 2 * 32), p % 2 * 4, p % 2 * 4 + 2);
-        w->code[p] = vi_and_or(vi_down(high, 2 * p - 2, 2 * p - 1), vi_of_byte(4), vi_and(low, vi_of_byte(3)));
+    w->scale = vs_of_bytes((words_16){words[0], words[1]}, -32);
+    vi both[2];
+    vi_cross_64(both, in->q);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        const vi pairs = vi_down_nibbles(both[i]);
+        const vi high = vi_down_pairs(in->high + 16 * i), low = vi_of_byte(3);
+        w->code[i] = vi_and_or(vi_down(high, -2, -2), vi_of_byte(4), vi_and(pairs, low));
+        w->code[i + 2] = vi_and_or(vi_down(high, -1, -1), vi_of_byte(4), vi_and(vi_down(pairs, 2, 2), low));
     }
 }
-NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB, 7)
+NIB_DOT_WHOLE_CROSSED(dot, read_256, sizeof(block), SUB, 4)
 
 NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                              .gguf_name = "q3_K",
@@ -259,5 +261,5 @@ NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

@@ -5,7 +5,7 @@
  *         f16  | f16  | high nibble : low nibble
  */
 #include "format/decode.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 #include "format/lanes.h"
 
 enum { BLOCK = 32 };
@@ -124,14 +124,18 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 }
 
 /* Eight blocks. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    w->scale = vf_of_halves(in->d, sizeof *in, 1);
-    w->min = vf_sub(vf_zero(), vf_of_halves(in->m, sizeof *in, 1));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        vi_and(vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q)), vi_of_byte(15));
+    s->scale[0] = vhf_of_halves(in->d, sizeof *in, 1);
+    s->min[0] = vhf_times(vhf_of_halves(in->m, sizeof *in, 1), -1);
 }
-NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 15)
+DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
+    const block *in = src;
+    const vh both = vh_join_16(in[a].q, in[b].q);
+    code[0] = vh_low_halves(both);
+    code[1] = vh_high_halves(both);
+}
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 32, 15)
 
 NIB_FORMATS(q4_1, {.facts = {.name = "q4_1",
                              .gguf_name = "q4_1",

@@ -100,10 +100,14 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     dot_read_sub32(w, &in->head);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        vi_and(vi_down(vi_twice_32(in->q + 32 * p), 0, 4), vi_of_byte(15));
+    vi both[2];
+    vi_cross_128(both, in->q);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        w->code[i] = vi_and(both[i], vi_of_byte(15));
+        w->code[i + 2] = vi_and(vi_down(both[i], 4, 4), vi_of_byte(15));
+    }
 }
-NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB32_WEIGHTS, 15)
+NIB_DOT_WHOLE_CROSSED(dot, read_256, sizeof(block), SUB32_WEIGHTS, 0)
 
 NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                              .gguf_name = "q4_K",
@@ -122,5 +126,5 @@ NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

@@ -6,7 +6,7 @@
  *              |      | code i, u32       | high nibble : low nibble
  */
 #include "format/decode.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 #include "format/lanes.h"
 
 enum { BLOCK = 32 };
@@ -124,17 +124,19 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 }
 
 /* Eight blocks. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    w->scale = vf_of_halves(in->d, sizeof *in, 1);
-    w->min = vf_sub(vf_zero(), vf_of_halves(in->m, sizeof *in, 1));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const uint64_t high = nib_load_u32(in[2 * p].high) | (uint64_t)nib_load_u32(in[2 * p + 1].high) << 32;
-        const vi low = vi_down_nibbles(vi_twice_16(in[2 * p].q, in[2 * p + 1].q));
-        w->code[p] = vi_and_or(low, vi_of_byte(15), vi_of_bits(high, 16));
-    }
+    s->scale[0] = vhf_of_halves(in->d, sizeof *in, 1);
+    s->min[0] = vhf_times(vhf_of_halves(in->m, sizeof *in, 1), -1);
 }
-NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 31)
+DOT_INLINE void read_two(vh code[2], const void *src, int a, int b) {
+    const block *in = src;
+    const vh both = vh_join_16(in[a].q, in[b].q);
+    const uint32_t of_a = nib_load_u32(in[a].high), of_b = nib_load_u32(in[b].high);
+    code[0] = vh_set_bits(vh_low_halves(both), (of_a & 0xffff) | of_b << 16, 16);
+    code[1] = vh_set_bits(vh_high_halves(both), of_a >> 16 | (of_b & 0xffff0000), 16);
+}
+NIB_DOT_CROSSED(dot, read_scales_256, read_two, 8 * sizeof(block), 32, 31)
 
 NIB_FORMATS(q5_1, {.facts = {.name = "q5_1",
                              .gguf_name = "q5_1",

@@ -107,14 +107,16 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
-    const vi high = vi_twice_32(in->high);
     dot_read_sub32(w, &in->head);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-        const vi low = vi_and(vi_down(vi_twice_32(in->q + 32 * p), 0, 4), vi_of_byte(15));
-        w->code[p] = vi_and_or(vi_down(high, 2 * p - 4, 2 * p - 3), vi_of_byte(16), low);
+    vi both[2];
+    vi_cross_128(both, in->q);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        const vi high = vi_down_pairs(in->high + 16 * i), low = vi_of_byte(15);
+        w->code[i] = vi_and_or(vi_down(high, -4, -4), vi_of_byte(16), vi_and(both[i], low));
+        w->code[i + 2] = vi_and_or(vi_down(high, -3, -3), vi_of_byte(16), vi_and(vi_down(both[i], 4, 4), low));
     }
 }
-NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB32_WEIGHTS, 31)
+NIB_DOT_WHOLE_CROSSED(dot, read_256, sizeof(block), SUB32_WEIGHTS, 0)
 
 NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                              .gguf_name = "q5_K",
@@ -133,5 +135,5 @@ NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

@@ -200,5 +200,5 @@ NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

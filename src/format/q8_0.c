@@ -5,7 +5,7 @@
  *         f16  | int8 each
  */
 #include "format/block.h"
-#include "format/dot.h"
+#include "format/dot_halves.h"
 #include "format/panel.h"
 
 enum { BLOCK = 32 };
@@ -75,14 +75,16 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
 }
 
 /* Eight blocks. */
-DOT_INLINE void read_256(dot_groups *w, const void *src) {
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
-    w->scale = vf_of_halves(in->d, sizeof *in, 1);
-    w->min = vf_mul(w->scale, vf_splat(128));
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        vi_xor(vi_join_32(in[2 * p].q, in[2 * p + 1].q), vi_of_byte(0x80));
+    s->scale[0] = vhf_of_halves(in->d, sizeof *in, 1);
+    s->min[0] = vhf_times(s->scale[0], 128);
 }
-NIB_DOT_GROUPS(dot, read_256, 8 * sizeof(block), BLOCK, 255)
+DOT_INLINE vh read_32(const void *src, int i) {
+    const block *in = src;
+    return vh_flip(vh_load(in[i].q));
+}
+NIB_DOT_HALVES(dot, read_scales_256, read_32, 8 * sizeof(block), 255)
 
 NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                              .gguf_name = "q8_0",
@@ -102,5 +104,5 @@ NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

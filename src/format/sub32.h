@@ -51,8 +51,7 @@ DOT_INLINE void dot_read_sub32(dot_whole *w, const sub32_head *head) {
     const uint64_t low = nib_load_u32(head->packed + 8);
     const uint64_t scale = (s & 0x3f3f3f3fu) | ((low & 0x0f0f0f0fu) | (s >> 2 & 0x30303030u)) << 32;
     const uint64_t min = (m & 0x3f3f3f3fu) | ((low >> 4 & 0x0f0f0f0fu) | (m >> 2 & 0x30303030u)) << 32;
-    w->d = load_half(head->d);
-    w->d_min = load_half(head->d_min);
+    dot_read_d(w, head->d);
     w->scale = vs_of_bytes((words_16){scale, min}, 0);
 }
 

@@ -7,7 +7,7 @@
  *
  *   A byte holds the fraction 0.t0 t1 t2 t3 t4 in base 3, scaled to 256 and rounded up: multiplying by 3 moves the next
  *   digit above the byte. */
-#include "format/block.h"
+#include "format/dot_halves.h"
 
 enum { BLOCK = 256, PACKED = 48 + 4 };
 
@@ -94,6 +94,27 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     cut(out->code, in->packed);
 }
 
+#define TIMES_8(n) n, n, n, n, n, n, n, n
+/* By how much the bytes after the first 32 must be multiplied so that the digits of 32 weights are their highest. */
+static const uint16_t POWERS[3][16] = {
+    {TIMES_8(1), TIMES_8(3)}, {TIMES_8(9), TIMES_8(27)}, {TIMES_8(81), 1, 1, 3, 3, 9, 9, 27, 27}};
+
+DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
+    const block *in = src;
+    s->scale[0] = s->min[0] = vhf_splat(load_half(in->d));
+}
+DOT_INLINE vh read_32(const void *src, int i) {
+    const block *in = src;
+    if (i < 5) {
+        vh packed = vh_load(in->packed);
+        DOT_UNROLL for (int n = 0; n < i; n++) packed = vh_triple(packed);
+        return vh_third(packed);
+    }
+    const uint8_t *middle = in->packed + 32, *last = middle + 16;
+    return vh_third(vh_times(i < 7 ? vh_join_16(middle, middle) : vh_join_16_4(middle, last), POWERS[i - 5]));
+}
+NIB_DOT_HALVES(dot, read_scales_256, read_32, sizeof(block), 2)
+
 NIB_FORMATS(tq1_0, {.facts = {.name = "tq1_0",
                               .gguf_name = "tq1_0",
                               .gguf_type = 34,
@@ -109,4 +130,5 @@ NIB_FORMATS(tq1_0, {.facts = {.name = "tq1_0",
                     .encode = encode,
                     .decode = decode,
                     .check = check,
-                    .unpack = unpack});
+                    .unpack = unpack,
+                    .dot = NIB_DOT(dot)});

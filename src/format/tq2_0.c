@@ -58,12 +58,17 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
-    w->d = w->d_min = load_half(in->d);
+    w->d = load_half(in->d);
     w->scale = vs_of_bytes((words_16){EACH_BYTE(1), EACH_BYTE(1)}, 0);
-    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
-        vi_and(vi_down(vi_twice_32(in->q + p / 2 * 32), p % 2 * 4, p % 2 * 4 + 2), vi_of_byte(3));
+    vi both[2];
+    vi_cross_64(both, in->q);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        const vi pairs = vi_down_nibbles(both[i]);
+        w->code[i] = vi_and(pairs, vi_of_byte(3));
+        w->code[i + 2] = vi_and(vi_down(pairs, 2, 2), vi_of_byte(3));
+    }
 }
-NIB_DOT_WHOLE(dot, read_256, sizeof(block), 32, 3)
+NIB_DOT_WHOLE_CROSSED(dot, read_256, sizeof(block), 32, 1)
 
 NIB_FORMATS(tq2_0, {.facts = {.name = "tq2_0",
                               .gguf_name = "tq2_0",

@@ -24,7 +24,7 @@ NIB_INLINE void row_ints(const nib_linear_task *task, size_t r, size_t n_tokens,
         for (size_t b = first; b < end; b++) {
             dot_groups w;
             dot_read_codes(&w, &codes[b - first]);
-            dot_groups_step(&w, (const nib_int_row *)task->tiles + b, n_blocks, n_tokens, group, 255, total);
+            dot_groups_step(&w, (const nib_int_row *)task->tiles + b, n_blocks, n_tokens, group, total);
         }
     }
 }

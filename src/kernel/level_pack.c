@@ -134,6 +134,8 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         memset(out, 0, sizeof *out);
         quantize_block(route, block, out->code, out->scale, sum);
         memset(out->code, 0, n_before);
+        for (size_t i = 0; i < K / 16; i++)
+            memcpy(out->crossed + i / 2 % 2 * 128 + i % 2 * 64 + i / 4 * 16, out->code + 16 * i, 16);
         memset(sum, 0, n_before / 16 * sizeof *sum);
         for (size_t i = 0; i < K / 16; i++) {
             out->whole16[i] = (int16_t)sum[i];

@@ -96,12 +96,10 @@ static nib_route route_of(const linear_job *job, const nib_format *format) {
     return format->activation == NIB_ACT_Q8_256 ? NIB_ROUTE_INT_256 : NIB_ROUTE_F32;
 }
 
-/* Up to how many tokens rows are quicker than panels, as measured. Where bytes are multiplied in one instruction panels
- * pay as soon as turning them does, which is the sooner the fewer their bytes are. */
+/* Up to how many tokens rows are quicker than panels. */
 static uint32_t most_by_rows(const linear_job *job, const nib_format *format, nib_route route) {
     if (route == NIB_ROUTE_F32 || !format->turn || !job->kernels->gemm->has_dp4) return NIB_GEMV_TOKENS;
-    const uint32_t bits = format->facts.bytes * 8 / format->facts.block;
-    return bits < 5 ? 1 : bits < 6 ? 2 : 3;
+    return format->dot_tokens ? format->dot_tokens : 1;
 }
 
 static way way_of(const linear_job *job, const nib_format *format) {

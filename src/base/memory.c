@@ -1,6 +1,5 @@
 /* Allocation with checked sizes; growing strings. */
 #include "base/memory.h"
-#include "base/os.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,7 +18,6 @@ void *nib_alloc_aligned(size_t n_bytes) {
     if (n_bytes > SIZE_MAX - 2 * ALIGNMENT) return NULL;
     char *block = calloc(nib_round_up(n_bytes ? n_bytes : 1, ALIGNMENT) + ALIGNMENT, 1);
     if (!block) return NULL;
-    nib_os_prefer_large_pages(block, n_bytes);
     char *aligned =
         block + ALIGNMENT - (uintptr_t)block % ALIGNMENT; /* malloc aligns to 16: there is room for a pointer */
     memcpy(aligned - sizeof block, &block, sizeof block);

@@ -1,5 +1,6 @@
 /* The machine: name of the processor, cores this process may use, bandwidth of its memory. */
 #include "base/memory.h"
+#include "base/os.h"
 #include "cpu/cpu.h"
 #include "cpu/pool.h"
 
@@ -223,6 +224,7 @@ double nib_cpu_measure_read_bandwidth(nib_pool *pool, double seconds) {
     double best = 0;
     if (job) job->words = nib_alloc_aligned(n_pieces * PIECE_BYTES);
     if (job && job->words) {
+        nib_os_prefer_large_pages(job->words, n_pieces * PIECE_BYTES);
         nib_par_for(pool, n_pieces, 1, fill_pieces, job);
         const double began = nib_now();
         double now = began;

@@ -70,7 +70,9 @@ static inline size_t nib_last_block(size_t n_cols) {
  * of their group, and a lane's products of two vectors belong to one group. */
 typedef struct nib_int_row {
     _Alignas(64) int8_t code[NIB_PANEL_K], crossed[NIB_PANEL_K];
-    float scale[NIB_PANEL_K / 16];                          /* per 32; the upper half is zero */
+    int8_t turned[NIB_PANEL_K];           /* the codes in another order: (4, 16, 4), code 16 i + 4 m + j at [j][i][m] */
+    int32_t turned_sum[NIB_PANEL_K / 16]; /* sums of 16 codes each */
+    float scale[NIB_PANEL_K / 16];        /* per 32; the upper half is zero */
     float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16]; /* sums of codes times scale per 16 and per 32 */
     int16_t whole16[NIB_PANEL_K / 16],
         whole32[NIB_PANEL_K / 16]; /* sums of codes; whole32 has its 8 in the upper half */

@@ -183,7 +183,7 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
 
 #if defined(NIB_CODEBOOK_DOT)
 /* Eighths: 9 and 8 * level + 1 or - 1. */
-enum { OFFSET = 9, CODES = 19 };
+enum { OFFSET = 9 };
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -212,7 +212,27 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d = load_half(half) * 0.125f;
     w->d_min = OFFSET * w->d;
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, SUB, CODES - 1)
+
+enum { VECTORS = 4 };
+
+DOT_INLINE void look_up(dot_levels *x, const void *src) {
+    const block *in = src;
+    for (int i = 0; i < VECTORS; i++, in += 2)
+        iq1_start(x, i, in[0].low, in[1].low, in[0].high, in[1].high, 0x1b17130f0b0703ff);
+}
+DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
+    const block *in = src;
+    const vi words = eight_words(in->high);
+    /* shifts are bits 3, 7, 11 and 15, two bytes each */
+    *move = _mm512_andnot_si512(cut(in_steps(0x0e0e0a0a06060202, 0x0e0e0a0a06060202, 0), words), kept(vi_of_byte(2)));
+    const uint64_t scales = nib_load_u64((const uint8_t *)in->scales), next = UINT64_C(3) << 32;
+    const vi from = in_steps(EACH_BYTE(63) + next, EACH_BYTE(69) + next, EACH_BYTE(16));
+    uint8_t half[2];
+    read_scale_of_block(half, in);
+    *scale = scales_of(cut(from, _mm512_set1_epi64((long long)scales)), 14);
+    *d = load_half(half) * 0.125f;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */

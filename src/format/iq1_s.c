@@ -144,7 +144,7 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
 
 #if defined(NIB_CODEBOOK_DOT)
 /* Eighths: 9 and 8 * level + 1 or - 1. */
-enum { OFFSET = 9, CODES = 19 };
+enum { OFFSET = 9 };
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -167,7 +167,23 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d = load_half(in->d) * 0.125f;
     w->d_min = OFFSET * w->d;
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, SUB, CODES - 1)
+
+enum { VECTORS = 4 };
+
+DOT_INLINE void look_up(dot_levels *x, const void *src) {
+    const block *in = src;
+    for (int i = 0; i < VECTORS; i++, in += 2)
+        iq1_start(x, i, in[0].low, in[1].low, in[0].high, in[1].high, 0x1815120f080502ff);
+}
+DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
+    const block *in = src;
+    const vi words = eight_words(in->high);
+    /* the shift is bit 15, the scale from bit 12 on */
+    *move = _mm512_andnot_si512(cut(in_steps(EACH_BYTE(14), EACH_BYTE(14), 0), words), kept(vi_of_byte(2)));
+    *scale = scales_of(cut(in_steps(EACH_BYTE(11), EACH_BYTE(11), 0), words), 14);
+    *d = half_before(in->d) * 0.125f;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */

@@ -95,7 +95,7 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
 
 #if defined(NIB_CODEBOOK_DOT)
 /* 64 +- 8, 25, 43 */
-enum { OFFSET = 64, CODES = 108 };
+enum { OFFSET = 64 };
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -114,7 +114,28 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d = load_half(in->d) * 0.125f;
     w->d_min = OFFSET * w->d;
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_1024, SUB, CODES - 1)
+
+enum { VECTORS = 4 };
+
+DOT_INLINE void look_up(dot_levels *x, const void *src) {
+    const block *in = src;
+    const uint64_t from = EACH_BYTE(63) + 0x0e0c0a0806040200;
+    for (int i = 0; i < VECTORS; i++, in += 2) {
+        const vi high = _mm512_mask_set1_epi64(_mm512_set1_epi64((long long)nib_load_u64(in[0].high)), 0xaa,
+                                               (long long)nib_load_u64(in[1].high));
+        begin_look_up(x, i, indices_of_pair(in[0].low, in[1].low), cut(in_steps(from, from, EACH_BYTE(16)), high),
+                      1024);
+    }
+}
+DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
+    const block *in = src;
+    /* a nibble of signs for each byte */
+    *sign =
+        vi_and(cut(in_steps(0x1c1814100c080400, 0x1c1814100c080400, 0), eight_dwords(in->sign)), kept(vi_of_byte(15)));
+    *scale = scales_of_16(in->scale);
+    *d = half_before(in->d) * 0.125f;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_1024, 8, 1024, SUB, codes_of_pairs)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {

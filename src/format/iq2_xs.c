@@ -97,7 +97,7 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
 
 #if defined(NIB_CODEBOOK_DOT)
 /* 64 +- 8, 25, 43 */
-enum { OFFSET = 64, CODES = 108 };
+enum { OFFSET = 64 };
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -117,7 +117,28 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d = load_half(in->d) * 0.125f;
     w->d_min = OFFSET * w->d;
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_512, SUB, CODES - 1)
+
+enum { VECTORS = 2 };
+
+DOT_INLINE void look_up(dot_levels *x, const void *src) {
+    const block *in = src;
+    const uint64_t even = 0x0e0c0a0806040200, odd = even + EACH_BYTE(1);
+    const vi low = in_steps(even, even + EACH_BYTE(64), EACH_BYTE(16));
+    const vi high = in_steps(odd, odd + EACH_BYTE(64), EACH_BYTE(16));
+    for (int i = 0; i < VECTORS; i++, in += 2) {
+        const vi words[2] = {vi_load(in[0].points), vi_load(in[1].points)};
+        const vi above = _mm512_permutex2var_epi8(words[0], high, words[1]);
+        begin_look_up(x, i, _mm512_permutex2var_epi8(words[0], low, words[1]), _mm512_add_epi8(above, above), 512);
+    }
+}
+DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
+    const block *in = src;
+    /* sevens from bits 9, 25, 41 and 57 on */
+    *sign = signs_of_twice_seven(cut(in_steps(0x3939292919190909, 0x3939292919190909, 0), vi_load(in->points)));
+    *scale = scales_of_16(in->scale);
+    *d = half_before(in->d) * 0.125f;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_512, 8, 512, SUB, codes_of_pairs)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {

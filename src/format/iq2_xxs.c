@@ -105,7 +105,7 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
 
 #if defined(NIB_CODEBOOK_DOT)
 /* 64 +- 8, 25, 43 */
-enum { OFFSET = 64, CODES = 108 };
+enum { OFFSET = 64 };
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -124,7 +124,25 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d = load_half(in->d) * 0.125f;
     w->d_min = OFFSET * w->d;
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_256, SUB, CODES - 1)
+
+enum { VECTORS = 1 };
+
+DOT_INLINE void look_up(dot_levels *x, const void *src) {
+    const block *in = src;
+    for (int i = 0; i < VECTORS; i++, in += 2) {
+        const vi index = (vi)_mm512_shuffle_ps((vf)vi_load(in[0].words), (vf)vi_load(in[1].words), 0x88);
+        begin_look_up(x, i, index, vi_splat(0), 256);
+    }
+}
+DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
+    const block *in = src;
+    const vi words = vi_load(in->words);
+    /* sevens from bits 32, 39, 46 and 53 on, the scale from bit 60 on */
+    *sign = signs_of_twice_seven(cut(in_steps(0x35352e2e27272020, 0x35352e2e27272020, 0), words));
+    *scale = scales_of(cut(in_steps(EACH_BYTE(59), EACH_BYTE(59), 0), words), 30);
+    *d = half_before(in->d) * 0.125f;
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_256, 8, 256, SUB, codes_of_pairs)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {

@@ -98,15 +98,15 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
 
 #if defined(NIB_CODEBOOK_DOT)
 /* 16 +- 1, 3 .. 15 */
-enum { OFFSET = 16, CODES = 32 };
-static const uint8_t ABOVE[16] = {17, 19, 21, 23, 25, 27, 29, 31};
+enum { OFFSET = 16 };
+static const uint8_t ABOVE[16] = {17, 19, 21, 23, 25, 27, 29, 31, 15, 13, 11, 9, 7, 5, 3, 1};
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     const uint8_t *plane = nib_codebooks[NIB_CODEBOOK_TRIPLES_512].plane;
     const uint64_t high = nib_load_u64(in->high);
     const vi low = vi_load(in->low);
-    spread_points(w->code, look_up_512(plane, low, high), look_up_512(plane + 512, low, high), ABOVE);
+    spread_points(w->code, natural_512(plane, low, high), natural_512(plane + 512, low, high), ABOVE);
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] =
         put_sign(w->code[p], nib_load_u64(in->sign + 8 * p), OFFSET);
     uint64_t scale = nib_load_u32(in->scale);
@@ -118,7 +118,26 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d = load_half(in->d);
     w->d_min = OFFSET * w->d;
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_512, SUB, CODES - 1)
+
+enum { VECTORS = 2 };
+
+DOT_INLINE void look_up(dot_levels *x, const void *src) {
+    const block *in = src;
+    for (int i = 0; i < VECTORS; i++)
+        begin_look_up(x, i, vi_load(in[i].low), vi_of_bits(nib_load_u64(in[i].high), 2), 512);
+}
+DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
+    const block *in = src;
+    /* a nibble of signs for each byte */
+    *sign = cut(in_steps(0x1c1814100c080400, 0x1c1814100c080400, 0), eight_dwords(in->sign));
+    const vi scales = vi_splat((int32_t)nib_load_u32(in->scale));
+    *scale = scales_of(cut(in_steps(EACH_BYTE(63), EACH_BYTE(67), EACH_BYTE(8)), scales), 30);
+    *d = half_before(in->d);
+}
+DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
+    codes_of_4(code, level, sign, ABOVE);
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_512, 4, 512, SUB, codes)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {

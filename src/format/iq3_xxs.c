@@ -103,8 +103,8 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
 
 #if defined(NIB_CODEBOOK_DOT)
 /* 64 +- 4, 12 .. 62 */
-enum { OFFSET = 64, CODES = 127 };
-static const uint8_t ABOVE[16] = {68, 76, 84, 92, 100, 108, 116, 126};
+enum { OFFSET = 64 };
+static const uint8_t ABOVE[16] = {68, 76, 84, 92, 100, 108, 116, 126, 60, 52, 44, 36, 28, 20, 12, 2};
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -113,14 +113,32 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const __m256i word = _mm256_loadu_si256((const void *)in->signs);
     _Alignas(64) uint64_t sign[DOT_PARTS];
     signs_of_sevens(sign, _mm256_multishift_epi64_epi8(_mm256_set1_epi64x(0x352e2720150e0700), word));
-    spread_points(w->code, look_up_256(plane, point), look_up_256(plane + 256, point), ABOVE);
+    spread_points(w->code, natural_256(plane, point), natural_256(plane + 256, point), ABOVE);
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) w->code[p] = put_sign(w->code[p], sign[p], OFFSET);
     const __m128i twice = _mm256_cvtepi32_epi16(_mm256_srli_epi32(word, 27));
     w->scale = _mm256_or_si256(_mm256_broadcastsi128_si256(twice), _mm256_set1_epi16(1));
     w->d = load_half(in->d) * 0.25f;
     w->d_min = OFFSET * w->d;
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_256, SUB, CODES - 1)
+
+enum { VECTORS = 2 };
+
+DOT_INLINE void look_up(dot_levels *x, const void *src) {
+    const block *in = src;
+    for (int i = 0; i < VECTORS; i++) begin_look_up(x, i, vi_load(in[i].point), vi_splat(0), 256);
+}
+DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
+    const block *in = src;
+    const vi words = eight_dwords(in->signs);
+    /* sevens from bits 0, 7, 14 and 21 on, the scale from bit 28 on */
+    *sign = signs_of_twice_seven(cut(in_steps(0x15150e0e07070000, 0x15150e0e07070000, 0), words));
+    *scale = scales_of(cut(in_steps(EACH_BYTE(27), EACH_BYTE(27), 0), words), 30);
+    *d = half_before(in->d) * 0.25f;
+}
+DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
+    codes_of_4(code, level, sign, ABOVE);
+}
+NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_256, 4, 256, SUB, codes)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {

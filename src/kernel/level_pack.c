@@ -120,6 +120,18 @@ static void quantize_block(nib_route route, const float x[K], int8_t code[K], fl
     add_fours(sum4, sum16);
 }
 
+/* (16, 4, 4) -> (4, 16, 4): from each 16 codes, their first fours' first, and so on. */
+static void turn_codes(int8_t *restrict out, const int8_t *restrict code) {
+    const vi byte = vi_splat(255);
+    vi four[4];
+    vi_turn(four, code, 16);
+    for (int j = 0; j < 4; j++) {
+        vi turned = vi_splat(0);
+        for (int m = 0; m < 4; m++) turned = vi_or(turned, vi_shl(vi_and(vi_shr(four[m], 8 * j), byte), 8 * m));
+        vi_store(out + 64 * j, turned);
+    }
+}
+
 static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {
     _Alignas(64) float block[K];
     for (size_t k = 0; k < n_cols; k += K) {
@@ -137,6 +149,8 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         for (size_t i = 0; i < K / 16; i++)
             memcpy(out->crossed + i / 2 % 2 * 128 + i % 2 * 64 + i / 4 * 16, out->code + 16 * i, 16);
         memset(sum, 0, n_before / 16 * sizeof *sum);
+        turn_codes(out->turned, out->code);
+        memcpy(out->turned_sum, sum, sizeof sum);
         for (size_t i = 0; i < K / 16; i++) {
             out->whole16[i] = (int16_t)sum[i];
             out->sum16[i] = (float)sum[i] * out->scale[i / 2];

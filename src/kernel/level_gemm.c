@@ -493,13 +493,14 @@ static void store_sums(const nib_linear_task *task, const float *sums) {
     for (size_t t = 0; t < task->n_tokens; t++)
         for (size_t row = 0; row < task->n_rows; row += ROWS) {
             const size_t n = task->n_rows - row < ROWS ? task->n_rows - row : ROWS;
-            const float *sum = sums + row * task->n_tokens + ROWS * t, *bias = task->bias + row;
+            const float *sum = sums + row * task->n_tokens + ROWS * t;
+            const float *bias = task->bias ? task->bias + row : NULL;
             float *out = task->out + t * task->out_stride + row;
-            if (n == ROWS && !task->bias) {
+            if (n == ROWS && !bias) {
                 vf_store(out, vf_load(sum));
                 vf_store(out + 16, vf_load(sum + 16));
             } else {
-                for (size_t r = 0; r < n; r++) out[r] = sum[r] + (task->bias ? bias[r] : 0);
+                for (size_t r = 0; r < n; r++) out[r] = sum[r] + (bias ? bias[r] : 0);
             }
         }
 }

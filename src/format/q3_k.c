@@ -127,7 +127,7 @@ static void pack_codes(block *restrict out, const uint8_t *restrict code) {
 }
 
 static bool encode_group(block *out, const float *x, size_t n_blocks, const float *importance) {
-    fits found;
+    fits found = {0}; /* compilers do not see that every block's entries are written */
     float sigma2[GROUP];
     if (importance) vf_store(sigma2, vf_div(vf_mul(vf_splat(2), sums_of_squares_256(x, n_blocks)), vf_splat(BLOCK)));
     for (size_t b = 0; importance && b < n_blocks; b++)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # usage: bench/quantize.sh BUILD_DIR
-# How fast models are quantized, with an importance matrix, on random models. With LLAMA_CPP=DIR (a folder with
-# llama-quantize) the peer does the same in turn, on the same files, and the outputs are compared byte by byte.
+# How fast models are quantized, with an importance matrix, on random models; at the end, without one, beside plain copies
+# (with one q4_0 is no copy but a search). With LLAMA_CPP=DIR (a folder with llama-quantize) the peer does the same in turn,
+# on the same files, and the outputs are compared byte by byte.
 #   FORMATS="q4_k iq3_s"   instead of all; every matrix gets the one format (--pure)
 #   THREADS=2 ROUNDS=3     the numbers are medians over the rounds: of the seconds, and of each round's ratio. "cpu" is the
 #                          ratio of processor seconds, which a busy machine disturbs less.
@@ -64,7 +65,7 @@ median_of() { # median_of COLUMN: of the numbers in a column of stdin
 model_for() { case $1 in iq*) echo "$small" ;; *) echo "$large" ;; esac; }
 ours() {
     rm -f "$work/ours.gguf"
-    measured "$nibble" quantize "$1" --to "$2" --pure --imatrix "$1.imatrix" --no-provenance -t "$threads" -o "$work/ours.gguf" -q
+    measured "$nibble" quantize "$1" --to "$2" --pure "${@:3}" --no-provenance -t "$threads" -o "$work/ours.gguf" -q
 }
 peer() {
     rm -f "$work/peer.gguf"
@@ -98,7 +99,7 @@ for format in "${formats[@]}"; do
     : >"$work/rounds" && : >"$work/cpu" && : >"$work/memory"
     same=same
     for ((round = 0; round < rounds; round++)); do
-        a=$(ours "$model" "$format") b="0 0 0"
+        a=$(ours "$model" "$format" --imatrix "$model.imatrix") b="0 0 0"
         if [ -n "${LLAMA_CPP:-}" ]; then
             b=$(peer "$model" "$format")
             cmp -s "$work/ours.gguf" "$work/peer.gguf" || same=DIFFER

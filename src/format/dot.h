@@ -86,27 +86,20 @@ DOT_INLINE vi vi_down_pairs(const void *p) {
 DOT_INLINE vi vi_down_nibbles(vi x) {
     return _mm512_srlv_epi64(x, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0));
 }
-/* sum + codes . activations, which may stay in memory. No code is above `most`, a constant. */
-DOT_INLINE vi dot_add_4(vi sum, vi code, vi activation, int most) {
+/* sum + codes . activations, which may stay in memory. No code is above 128. */
+DOT_INLINE vi dot_add_4(vi sum, vi code, vi activation) {
 #if defined(__AVX512VNNI__)
-    (void)most;
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(code), "vm"(activation));
     return sum;
 #else
-    if (most > 128) return vi_dp4(sum, code, activation);
     const vi pairs = _mm512_maddubs_epi16(code, activation);
     return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
 }
-DOT_INLINE vi dot_4(vi code, vi activation, int most) {
-    return dot_add_4(_mm512_setzero_si512(), code, activation, most);
+DOT_INLINE vi dot_4(vi code, vi activation) {
+    return dot_add_4(_mm512_setzero_si512(), code, activation);
 }
 
-#if defined(__AVX512VNNI__)
-enum { DOT_SMALL = 63 }; /* four products of codes up to here fit 16 bits */
-#else
-enum { DOT_SMALL = 0 };
-#endif
 /* Lane i gets lane index[i / n] of the scales, n as many as share an index. */
 DOT_INLINE vi dot_words(vs scale, int a, int b, int c, int d, int e, int f, int g, int h) {
     const vi index =
@@ -114,43 +107,29 @@ DOT_INLINE vi dot_words(vs scale, int a, int b, int c, int d, int e, int f, int 
                          d * 0x1000100010001, c * 0x1000100010001, b * 0x1000100010001, a * 0x1000100010001);
     return _mm512_permutexvar_epi16(index, _mm512_castsi256_si512(scale));
 }
-/* Scales as dot_scaled wants them. */
-DOT_INLINE void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most) {
-    const int n = 64 / group; /* scales of a part */
+/* 16 scales as dot_scaled wants them. */
+DOT_INLINE void dot_spread(vi out[DOT_PARTS], vs scale) {
+#if defined(__AVX512VNNI__)
+    out[0] = dot_words(scale, 0, 4, 1, 5, 2, 6, 3, 7);
+    out[1] = dot_words(scale, 8, 12, 9, 13, 10, 14, 11, 15);
+#else
     for (int p = 0; p < DOT_PARTS; p++) {
-        const int a = p * n, b = a + n / 4, c = a + n / 2, d = group == 16 ? a + 3 : c, q = a + n;
-        if (most > 128) {
-            const vi index = _mm512_set_epi32(d, d, d, d, c, c, c, c, b, b, b, b, a, a, a, a);
-            out[p] = _mm512_permutexvar_epi32(index, _mm512_cvtepi16_epi32(scale));
-        } else if (most > DOT_SMALL) {
-            out[p] = dot_words(scale, a, a, b, b, c, c, d, d);
-        } else if (p % 2 == 0) {
-            out[p / 2] = dot_words(scale, a, q, b, q + b - a, c, q + c - a, d, q + d - a);
-        }
+        const int a = 4 * p;
+        out[p] = dot_words(scale, a, a, a + 1, a + 1, a + 2, a + 2, a + 3, a + 3);
     }
+#endif
 }
-/* codes . activations times scale. */
-DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS], int most) {
+/* codes . activations times scale; no code is above 63, so that four products fit 16 bits. */
+DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS]) {
     vi sum[2];
     for (int p = 0; p < 2; p++) {
         const vi first = vi_load(activation + 128 * p), second = vi_load(activation + 128 * p + 64);
-        if (most > 128) {
-            sum[p] = _mm512_add_epi32(_mm512_mullo_epi32(dot_4(code[2 * p], first, most), scale[2 * p]),
-                                      _mm512_mullo_epi32(dot_4(code[2 * p + 1], second, most), scale[2 * p + 1]));
 #if defined(__AVX512VNNI__)
-        } else if (most > DOT_SMALL) {
-            sum[p] = _mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p], first), scale[2 * p]);
-            sum[p] = vi_dp2(sum[p], _mm512_maddubs_epi16(code[2 * p + 1], second), scale[2 * p + 1]);
-        } else {
-            const vi both = _mm512_packs_epi32(dot_4(code[2 * p], first, most), dot_4(code[2 * p + 1], second, most));
-            sum[p] = _mm512_madd_epi16(both, scale[p]);
-        }
+        const vi both = _mm512_packs_epi32(dot_4(code[2 * p], first), dot_4(code[2 * p + 1], second));
+        sum[p] = _mm512_madd_epi16(both, scale[p]);
 #else
-        } else {
-            sum[p] =
-                _mm512_add_epi32(_mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p], first), scale[2 * p]),
-                                 _mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p + 1], second), scale[2 * p + 1]));
-        }
+        sum[p] = _mm512_add_epi32(_mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p], first), scale[2 * p]),
+                                  _mm512_madd_epi16(_mm512_maddubs_epi16(code[2 * p + 1], second), scale[2 * p + 1]));
 #endif
     }
     return _mm512_add_epi32(sum[0], sum[1]);
@@ -167,15 +146,15 @@ DOT_INLINE void dot_spread_crossed(vi out[2], vs scale, int group) {
 /* begin + crossed codes . activations times scale; no code is above 32. */
 DOT_INLINE vi dot_scaled_crossed(vi begin, const vi code[DOT_PARTS], const int8_t *x, const vi scale[2], int group) {
     vi sum[DOT_PARTS];
-    sum[0] = dot_4(code[0], vi_load(x), 32);
-    sum[2] = dot_4(code[2], vi_load(x + 128), 32);
+    sum[0] = dot_4(code[0], vi_load(x));
+    sum[2] = dot_4(code[2], vi_load(x + 128));
     if (group == 32) {
-        sum[0] = dot_add_4(sum[0], code[1], vi_load(x + 64), 32);
-        sum[2] = dot_add_4(sum[2], code[3], vi_load(x + 192), 32);
+        sum[0] = dot_add_4(sum[0], code[1], vi_load(x + 64));
+        sum[2] = dot_add_4(sum[2], code[3], vi_load(x + 192));
         return vi_dp2(begin, _mm512_packs_epi32(sum[0], sum[2]), scale[0]);
     }
-    sum[1] = dot_4(code[1], vi_load(x + 64), 32);
-    sum[3] = dot_4(code[3], vi_load(x + 192), 32);
+    sum[1] = dot_4(code[1], vi_load(x + 64));
+    sum[3] = dot_4(code[3], vi_load(x + 192));
     begin = vi_dp2(begin, _mm512_packs_epi32(sum[0], sum[1]), scale[0]);
     return vi_dp2(begin, _mm512_packs_epi32(sum[2], sum[3]), scale[1]);
 }
@@ -224,57 +203,39 @@ DOT_INLINE vi vi_down_nibbles(vi x) {
     const __m256i by = _mm256_set_epi64x(4, 4, 0, 0);
     return (vi){_mm256_srlv_epi64(x.a, by), _mm256_srlv_epi64(x.b, by)};
 }
-DOT_INLINE __m256i half_dot_4(__m256i code, __m256i activation, int most) {
-    if (most > 128) return vi_half_dp4(_mm256_setzero_si256(), code, activation);
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(code, activation), _mm256_set1_epi16(1));
-}
-DOT_INLINE vi dot_4(vi code, vi activation, int most) {
-    return (vi){half_dot_4(code.a, activation.a, most), half_dot_4(code.b, activation.b, most)};
-}
 /* Lanes a and b of scale, each for 16 codes; both below 8, or neither. */
-DOT_INLINE __m256i half_spread(vs scale, int a, int b, int most) {
-    if (most <= 128) {
-        const __m256i eight =
-            a < 8 ? _mm256_permute2x128_si256(scale, scale, 0x00) : _mm256_permute2x128_si256(scale, scale, 0x11);
-        const int first = 2 * (a % 8), second = 2 * (b % 8);
-        const short low = (short)(first | (first + 1) << 8), high = (short)(second | (second + 1) << 8);
-        return _mm256_shuffle_epi8(eight, _mm256_set_m128i(_mm_set1_epi16(high), _mm_set1_epi16(low)));
-    }
+DOT_INLINE __m256i half_spread(vs scale, int a, int b) {
     const __m256i eight =
-        _mm256_cvtepi16_epi32(a < 8 ? _mm256_castsi256_si128(scale) : _mm256_extracti128_si256(scale, 1));
-    a %= 8, b %= 8;
-    return _mm256_permutevar8x32_epi32(eight, _mm256_set_epi32(b, b, b, b, a, a, a, a));
+        a < 8 ? _mm256_permute2x128_si256(scale, scale, 0x00) : _mm256_permute2x128_si256(scale, scale, 0x11);
+    const int first = 2 * (a % 8), second = 2 * (b % 8);
+    const short low = (short)(first | (first + 1) << 8), high = (short)(second | (second + 1) << 8);
+    return _mm256_shuffle_epi8(eight, _mm256_set_m128i(_mm_set1_epi16(high), _mm_set1_epi16(low)));
 }
-DOT_INLINE void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most) {
-    const int step = group == 16;
-    for (int p = 0; p < DOT_PARTS; p++) {
-        const int a = p * 64 / group, b = (p * 64 + 32) / group;
-        out[p] = (vi){half_spread(scale, a, a + step, most), half_spread(scale, b, b + step, most)};
-    }
+DOT_INLINE void dot_spread(vi out[DOT_PARTS], vs scale) {
+    for (int p = 0; p < DOT_PARTS; p++)
+        out[p] = (vi){half_spread(scale, 4 * p, 4 * p + 1), half_spread(scale, 4 * p + 2, 4 * p + 3)};
 }
 DOT_INLINE void dot_spread_crossed(vi out[DOT_PARTS], vs scale, int group) {
     for (int p = 0; p < DOT_PARTS; p++) {
         const int a = group == 32 ? p / 2 : p, step = 64 / group;
-        out[p] = (vi){half_spread(scale, a, a + step, 32), half_spread(scale, a + 2 * step, a + 3 * step, 32)};
+        out[p] = (vi){half_spread(scale, a, a + step), half_spread(scale, a + 2 * step, a + 3 * step)};
     }
 }
-DOT_INLINE __m256i half_scaled(__m256i code, __m256i activation, __m256i scale, int most) {
-    if (most > 128) return _mm256_mullo_epi32(half_dot_4(code, activation, most), scale);
+DOT_INLINE __m256i half_scaled(__m256i code, __m256i activation, __m256i scale) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(code, activation), scale);
 }
-DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS], int most) {
+DOT_INLINE vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS]) {
     vi sum = vi_splat(0);
     for (int p = 0; p < DOT_PARTS; p++) {
         const vi x = vi_load(activation + 64 * p);
-        sum = vi_add(
-            sum, (vi){half_scaled(code[p].a, x.a, scale[p].a, most), half_scaled(code[p].b, x.b, scale[p].b, most)});
+        sum = vi_add(sum, (vi){half_scaled(code[p].a, x.a, scale[p].a), half_scaled(code[p].b, x.b, scale[p].b)});
     }
     return sum;
 }
 DOT_INLINE vi dot_scaled_crossed(vi begin, const vi code[DOT_PARTS], const int8_t *x, const vi scale[DOT_PARTS],
                                  int group) {
     (void)group;
-    return vi_add(begin, dot_scaled(code, x, scale, 32));
+    return vi_add(begin, dot_scaled(code, x, scale));
 }
 DOT_INLINE vi vi_of_half(__m256i x) {
     return (vi){x, _mm256_setzero_si256()};
@@ -304,13 +265,7 @@ vi vi_down_pairs(const void *p);
 void vi_cross_128(vi out[2], const void *p);
 void vi_cross_64(vi out[2], const void *p);
 vi vi_down_nibbles(vi x);
-void dot_spread(vi out[DOT_PARTS], vs scale, int group, int most);
-vi dot_scaled(const vi code[DOT_PARTS], const int8_t *activation, const vi scale[DOT_PARTS], int most);
 
-DOT_INLINE vi dot_4(vi code, vi activation, int most) {
-    (void)most;
-    return vi_dp4(vi_splat(0), code, activation);
-}
 DOT_INLINE vf vf_spread_of(vf table, int part, int group) {
     float from[16];
     vf_store(from, table);
@@ -358,9 +313,9 @@ typedef struct dot_totals {
 
 /* What is constant in a format with blocks of 256. */
 typedef struct dot_kind {
-    int group, most; /* weights per scale; the largest code */
-    bool crossed;    /* codes lie like the activations of that name, and most is 32 */
-    int centre;      /* then, and if not 0, it is the offset of all codes: there are no minimums */
+    int group;    /* weights per scale */
+    bool crossed; /* codes lie like the activations of that name, up to 32; else in order, up to 63, and group is 16 */
+    int centre;   /* crossed, and if not 0: the offset of all codes, and there are no minimums */
 } dot_kind;
 
 /* total[t] += 256 weights times those of token t; tokens are `stride` blocks apart. */
@@ -372,7 +327,7 @@ DOT_INLINE void dot_whole_step(const dot_whole *w, const nib_int_row *row, size_
     if (kind.crossed)
         dot_spread_crossed(scale, w->scale, kind.group);
     else
-        dot_spread(scale, w->scale, kind.group, kind.most);
+        dot_spread(scale, w->scale);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
         const __m256i of_min = vs_dot(min, kind.group == 16 ? row->whole16 : row->whole32);
         vi begin = vi_splat(0), sum;
@@ -382,7 +337,7 @@ DOT_INLINE void dot_whole_step(const dot_whole *w, const nib_int_row *row, size_
             total[t].min =
                 _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_min), _mm256_set1_ps(w->d_min * row->scale[0]), total[t].min);
         sum = kind.crossed ? dot_scaled_crossed(begin, w->code, row->crossed, scale, kind.group)
-                           : dot_scaled(w->code, row->code, scale, kind.most);
+                           : dot_scaled(w->code, row->code, scale);
         total[t].code = vf_fma(vi_to_f(sum), vf_splat(w->d * row->scale[0]), total[t].code);
     }
 }
@@ -395,7 +350,7 @@ DOT_INLINE void dot_groups_step(const dot_groups *w, const nib_int_row *row, siz
         const vf other = vf_load(row->scale), both = group == 32 ? vf_mul(w->scale, other) : w->scale;
         vf part[DOT_PARTS], factor[DOT_PARTS]; /* sums of two, so that no sum waits long for the one before */
         DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-            part[p] = vi_to_f(dot_4(w->code[p], vi_load(row->code + 64 * p), 255));
+            part[p] = vi_to_f(vi_dp4(vi_splat(0), w->code[p], vi_load(row->code + 64 * p)));
             factor[p] = vf_spread_of(both, p, group);
             if (group == 16) factor[p] = vf_mul(factor[p], vf_spread_of(other, p, 32));
         }
@@ -525,8 +480,8 @@ DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *ta
     }                               \
     }
 
-/* The `dot` of a format: name; how 256 weights are read and how many bytes they are; weights per scale; the largest code,
- * or (crossed) the offset of all codes, 0 if there are minimums. */
+/* The `dot` of a format: name; how 256 weights are read and how many bytes they are; crossed: weights per scale, and the offset
+ * of all codes, 0 if there are minimums. Not crossed: see dot_kind. */
 #if defined(NIB_NO_DOT)
 #define NIB_DOT_WHOLE(...)
 #define NIB_DOT_WHOLE_CROSSED(...)
@@ -540,8 +495,8 @@ DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *ta
         (void)format;                                                      \
         NIB_DOT_EACH(task, n, dot_rows_whole(task, n, read, bytes, kind))  \
     }
-#define NIB_DOT_WHOLE(name, read, bytes, group, most)           NIB_DOT_KIND(name, read, bytes, group, most, false, 0)
-#define NIB_DOT_WHOLE_CROSSED(name, read, bytes, group, centre) NIB_DOT_KIND(name, read, bytes, group, 32, true, centre)
+#define NIB_DOT_WHOLE(name, read, bytes)                        NIB_DOT_KIND(name, read, bytes, 16, false, 0)
+#define NIB_DOT_WHOLE_CROSSED(name, read, bytes, group, centre) NIB_DOT_KIND(name, read, bytes, group, true, centre)
 #define NIB_DOT_FLOATS(name, read, bytes)                                    \
     static void name(const nib_format *format, const nib_dot_task *task) {   \
         NIB_DOT_EACH(task, n, dot_rows_floats(format, task, n, read, bytes)) \

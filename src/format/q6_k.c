@@ -180,7 +180,7 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
         w->code[p] = vi_and_or(high, vi_of_byte(0x30), vi_and(low, vi_of_byte(15)));
     }
 }
-NIB_DOT_WHOLE(dot, read_256, sizeof(block), SUB, 63)
+NIB_DOT_WHOLE(dot, read_256, sizeof(block))
 
 NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                              .gguf_name = "q6_K",

@@ -7,6 +7,7 @@
 #include "cpu/cpu.h"
 #include "cpu/pool.h"
 #include "kernel/kernel.h"
+#include "levels.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -348,23 +349,6 @@ static void test_copy(void **state) {
     assert_true(nib_kv_fits(NIB_KV_TYPE_F16, 80));
 }
 
-/* Calls fn once per level that runs here, with that level in force. */
-static void each_level(void (*fn)(void)) {
-    for (unsigned i = 0; nib_cpu_level_name(i); i++) {
-        if (!nib_cpu_level_runs(i)) {
-            print_message("skipped: level %s does not run here\n", nib_cpu_level_name(i));
-            continue;
-        }
-        assert_int_equal(nib_cpu_force_level(nib_cpu_level_name(i), NULL), NIB_OK);
-        fn();
-    }
-}
-
-#define ON_EACH_LEVEL(name)                 \
-    static void test_##name(void **state) { \
-        (void)state;                        \
-        each_level(check_##name);           \
-    }
 ON_EACH_LEVEL(shapes)
 ON_EACH_LEVEL(pieces)
 ON_EACH_LEVEL(few)

@@ -7,6 +7,7 @@
 #include "format/format.h"
 #include "guard.h"
 #include "kernel/level.h"
+#include "levels.h"
 #include "reference.h"
 #include <float.h>
 #include <math.h>
@@ -14,7 +15,7 @@
 
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 
-static uint64_t random_state;
+static uint64_t random_state = 1;
 
 static uint32_t random_bits(void) {
     random_state = random_state * 6364136223846793005u + 1442695040888963407u;
@@ -49,19 +50,6 @@ static void fenced_check_and_free(fenced *f) {
     const unsigned char *before = (const unsigned char *)f->values - FENCE;
     for (size_t i = 0; i < FENCE; i++) assert_int_equal(before[i], 0x5a);
     guard_free(&f->memory);
-}
-
-/* Calls fn once per level that runs here, with that level in force. */
-static void each_level(void (*fn)(void)) {
-    for (unsigned i = 0; nib_cpu_level_name(i); i++) {
-        if (!nib_cpu_level_runs(i)) {
-            print_message("skipped: level %s does not run here\n", nib_cpu_level_name(i));
-            continue;
-        }
-        assert_int_equal(nib_cpu_force_level(nib_cpu_level_name(i), NULL), NIB_OK);
-        random_state = 1;
-        fn();
-    }
 }
 
 static const nib_row_kernels *row_kernels(void) {
@@ -526,11 +514,6 @@ static void check_embedding(void) {
     matrix_free(&m);
 }
 
-#define ON_EACH_LEVEL(name)                 \
-    static void test_##name(void **state) { \
-        (void)state;                        \
-        each_level(check_##name);           \
-    }
 ON_EACH_LEVEL(dp4)
 ON_EACH_LEVEL(exp)
 ON_EACH_LEVEL(norm)

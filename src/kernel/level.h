@@ -43,6 +43,7 @@ enum {
     NIB_PANEL_ROWS = 32, /* weight rows that are unpacked together */
     NIB_TASK_PANELS = 4, /* panels of one task at most: they share the tiles while the second cache has them */
     NIB_TILE_TOKENS = 6, /* tokens of one register tile */
+    NIB_TASK_TILES = 86, /* tiles of one task at most: their sums, 64 KiB a panel, stay in the second cache */
     NIB_GEMV_TOKENS = NIB_DOT_TOKENS,
 };
 
@@ -82,6 +83,11 @@ typedef struct nib_linear_task {
     /* Panels: these tiles of all the batch's; bytes of a tile of 256 columns. */
     uint32_t first_tile, n_tiles, batch_tokens;
     size_t tile_bytes;
+    /* Panels: the weights of the task that most likely follows, to be fetched meanwhile (0 bytes: tiles are), and whether
+     * this one's were. */
+    const char *ahead;
+    size_t ahead_bytes;
+    bool is_fetched;
     const float *bias; /* (n_rows) or NULL */
     float *out;        /* token t, row r at out[t * out_stride + r] */
     size_t out_stride;

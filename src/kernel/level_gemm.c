@@ -28,6 +28,11 @@ enum { INT_VECTORS = 1, INT_COLUMNS = 2 };
 #define EACH_COLUMN NIB_UNROLL for (size_t j = 0; j < n; j++)
 #define EACH_VECTOR NIB_UNROLL for (size_t v = 0; v < INT_VECTORS; v++)
 
+/* From the third cache or memory to the second. */
+static inline void fetch_lines(const char *from, size_t n_bytes) {
+    for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 /* ---- tiles of floats -------------------------------------------------------------------------------------------- */
 
 #if defined(__AVX512BF16__)
@@ -108,8 +113,7 @@ typedef struct int_work {
 } int_work;
 
 NIB_INLINE void fetch_part(const int_work *work, size_t part) {
-    const char *from = work->fetch + part * work->fetch_bytes;
-    for (size_t i = 0; i < work->fetch_bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+    fetch_lines(work->fetch + part * work->fetch_bytes, work->fetch_bytes);
 }
 
 /* Four bytes of 4 * n_k columns. row: in vectors */
@@ -340,11 +344,14 @@ typedef struct panel_step {
     const nib_linear_task *task; /* of this panel's rows alone */
     size_t k, n;                 /* columns k .. k + n - 1 */
     float *sums;
-    /* What later steps want is fetched meanwhile: the weights of the next one, and a share of every tile's next columns. */
+    const uint16_t *begin; /* (n_tiles + 1) every tile's first token, counted from the task's first */
+    /* What later steps want is fetched meanwhile, a share with every tile: where the second cache keeps the tiles, the
+     * weights of the task after this one, else the weights of the next step and the tile's own next columns. */
     const char *next_weights;
-    size_t next_bytes; /* per row */
-    ptrdiff_t to_next; /* from a tile to its next columns */
-    size_t fetch_begin, fetch_end;
+    size_t next_bytes; /* per row; 0: they have been fetched */
+    const char *fetch;  /* NULL: the tile's next columns, to_next bytes from it */
+    ptrdiff_t to_next;
+    size_t fetch_bytes; /* per tile, in whole lines */
 } panel_step;
 
 /* One tile of the batch. */
@@ -357,12 +364,15 @@ typedef struct tile_at {
 /* The i-th tile of the task. */
 static inline tile_at find_tile(const panel_step *step, size_t i) {
     const nib_linear_task *task = step->task;
-    const size_t tile = task->first_tile + i, n_all = nib_tiles_of(task->batch_tokens);
-    const size_t zero = nib_tile_begin(task->first_tile, task->batch_tokens);
-    const size_t begin = nib_tile_begin(tile, task->batch_tokens), end = nib_tile_begin(tile + 1, task->batch_tokens);
-    return (tile_at){.packed = (const char *)task->tiles + (step->k / K * n_all + tile) * task->tile_bytes,
-                     .n_columns = end - begin,
-                     .sums = step->sums + ROWS * (begin - zero)};
+    const size_t tile = step->k / K * nib_tiles_of(task->batch_tokens) + task->first_tile + i;
+    return (tile_at){.packed = (const char *)task->tiles + tile * task->tile_bytes,
+                     .n_columns = step->begin[i + 1] - step->begin[i],
+                     .sums = step->sums + ROWS * step->begin[i]};
+}
+
+/* From the third cache or memory to the second, while the i-th tile is multiplied. */
+static inline const char *fetched_with(const panel_step *step, const tile_at *tile, size_t i) {
+    return step->fetch ? step->fetch + i * step->fetch_bytes : (const char *)tile->packed + step->to_next;
 }
 
 /* Where the sums will go: written at once they would have to wait. */
@@ -377,6 +387,7 @@ static inline void fetch_out(const panel_step *step, const tile_at *tile) {
 
 /* The rows are too many streams for the processor to follow by itself. */
 static void fetch_weights(const panel_step *step) {
+    if (!step->next_bytes) return;
     for (size_t r = 0; r < step->task->n_rows; r++)
         for (size_t i = 0; i < step->next_bytes; i += 64)
             __builtin_prefetch(step->next_weights + r * step->task->row_bytes + i);
@@ -435,11 +446,11 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
                      .n_groups = n / shape.group,
                      .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32),
                      .largest = shape.whole,
-                     .fetch_bytes = (step->fetch_end - step->fetch_begin + 8 * 64 - 1) / (8 * 64) * 64};
+                     .fetch_bytes = (step->fetch_bytes + 8 * 64 - 1) / (8 * 64) * 64};
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
         work.tile = tile.packed;
-        work.fetch = (const char *)tile.packed + step->to_next + step->fetch_begin;
+        work.fetch = fetched_with(step, &tile, i);
         if (k + K >= task->n_cols) fetch_out(step, &tile);
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
         if (!turns && !format->centre)
@@ -457,18 +468,13 @@ static void panel_floats(const panel_step *step, nib_panel_scratch *scratch) {
     for (size_t i = 0; i < n; i += K / 2)
         for (size_t t = 0; t < task->n_tiles; t++) {
             const tile_at tile = find_tile(step, t);
+            if (i == 0) fetch_lines(fetched_with(step, &tile, t), step->fetch_bytes);
             tile_floats(tile.n_columns, (const float *)tile.packed + TOKENS * i, scratch->panel.floats[i],
                         n - i < K / 2 ? n - i : K / 2, tile.sums, k + i == 0);
         }
 }
 
 #if defined(__AVX512BF16__)
-/* From the third cache to the second. */
-static inline void fetch_tile(const panel_step *step, const void *packed) {
-    const char *next = (const char *)packed + step->to_next;
-    for (size_t i = step->fetch_begin; i < step->fetch_end; i += 64) __builtin_prefetch(next + i, 0, 2);
-}
-
 static void panel_bf16(const panel_step *step, nib_panel_scratch *scratch) {
     const nib_linear_task *task = step->task;
     const size_t k = step->k, n = step->n, n_pairs = (n + 1) / 2;
@@ -482,7 +488,7 @@ static void panel_bf16(const panel_step *step, nib_panel_scratch *scratch) {
     fetch_weights(step);
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
-        fetch_tile(step, tile.packed);
+        fetch_lines(fetched_with(step, &tile, i), step->fetch_bytes);
         tile_bf16(tile.n_columns, tile.packed, scratch->panel.pairs, n_pairs, tile.sums, k == 0);
     }
 }
@@ -522,6 +528,10 @@ static void multiply_panel(const panel_step *step, nib_panel_scratch *scratch) {
     }
 }
 
+static size_t lines_of(size_t n_bytes) {
+    return (n_bytes + 63) / 64 * 64;
+}
+
 /* Bytes of a row's 256 columns from k on. */
 static size_t bytes_from(const nib_linear_task *task, size_t k) {
     const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
@@ -532,8 +542,12 @@ static size_t bytes_from(const nib_linear_task *task, size_t k) {
  * them while the second has them. */
 static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums) {
     nib_linear_task part[NIB_TASK_PANELS];
-    const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS, n_lines = task->tile_bytes / 64;
+    uint16_t begin[NIB_TASK_TILES + 1];
+    const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS, n_steps = n_parts * ((task->n_cols + K - 1) / K);
     const ptrdiff_t block_bytes = (ptrdiff_t)(nib_tiles_of(task->batch_tokens) * task->tile_bytes);
+    for (size_t i = 0; i <= task->n_tiles; i++)
+        begin[i] = (uint16_t)(nib_tile_begin(task->first_tile + i, task->batch_tokens) -
+                              nib_tile_begin(task->first_tile, task->batch_tokens));
     for (size_t p = 0; p < n_parts; p++) {
         const uint32_t left = task->n_rows - ROWS * (uint32_t)p;
         part[p] = *task;
@@ -542,6 +556,7 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
         part[p].out = task->out + ROWS * p;
     }
     if (part[n_parts - 1].n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
+    const size_t ahead_bytes = task->ahead_bytes / n_steps, tile_bytes = task->tile_bytes / n_parts;
     for (size_t k = 0; k < task->n_cols; k += K) {
         const size_t next_k = k + K < task->n_cols ? k + K : 0;
         for (size_t p = 0; p < n_parts; p++) {
@@ -551,11 +566,12 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
                 .k = k,
                 .n = task->n_cols - k < K ? task->n_cols - k : K,
                 .sums = sums + ROWS * p * task->n_tokens,
+                .begin = begin,
                 .next_weights = last ? columns_at(&part[0], 0, next_k) : columns_at(&part[p + 1], 0, k),
-                .next_bytes = bytes_from(task, last ? next_k : k),
-                .to_next = next_k ? block_bytes : -block_bytes * (ptrdiff_t)(k / K),
-                .fetch_begin = 64 * (p * n_lines / n_parts),
-                .fetch_end = 64 * ((p + 1) * n_lines / n_parts),
+                .next_bytes = task->is_fetched ? 0 : bytes_from(task, last ? next_k : k),
+                .fetch = task->ahead_bytes ? task->ahead + (k / K * n_parts + p) * ahead_bytes : NULL,
+                .to_next = (next_k ? block_bytes : -block_bytes * (ptrdiff_t)(k / K)) + (ptrdiff_t)(p * tile_bytes),
+                .fetch_bytes = lines_of(task->ahead_bytes ? ahead_bytes / task->n_tiles : tile_bytes),
             };
             multiply_panel(&step, scratch);
         }

@@ -24,7 +24,6 @@ static const linear_kernels *kernels_in_use(void) {
 }
 
 enum {
-    CHUNK_TILES = 86, /* tiles of tokens in one piece: their sums, 64 KiB a panel, stay in the second cache */
     MIN_ROWS = 16,    /* by rows: a piece is so many, and more while the weights of a piece are few */
     MAX_ROWS = 64,
     PIECE_BYTES = 32 << 10,
@@ -36,7 +35,8 @@ enum {
 /* One worker's memory. */
 typedef struct worker_scratch {
     nib_panel_scratch panel;
-    _Alignas(64) float sums[NIB_TASK_PANELS * CHUNK_TILES * NIB_TILE_TOKENS * NIB_PANEL_ROWS];
+    const void *fetched; /* the weights that the last piece asked memory for, by panels */
+    _Alignas(64) float sums[NIB_TASK_PANELS * NIB_TASK_TILES * NIB_TILE_TOKENS * NIB_PANEL_ROWS];
 } worker_scratch;
 
 /* How a product goes: products that go the same way share their activations. */
@@ -52,7 +52,9 @@ typedef struct prepared {
     const nib_format *format; /* the level's own */
     way way;
     size_t row_bytes, n_pieces;
-    uint32_t height; /* rows of a piece */
+    size_t n_chunks, tile_bytes; /* of the tokens, by panels */
+    uint32_t height;             /* rows of a piece */
+    bool is_near;                /* by panels: the second cache keeps all activations */
 } prepared;
 
 typedef struct linear_job {
@@ -63,6 +65,7 @@ typedef struct linear_job {
     unsigned n_workers;
     way way; /* of the products that run now */
     const prepared *products;
+    size_t n_products;
     void *packed;
     worker_scratch *workers;
 } linear_job;
@@ -173,8 +176,7 @@ static void pack_rows(const linear_job *job) {
 /* Panels of one piece: tiles that come from the third cache should serve more than one. */
 static uint32_t panels_at_once(const linear_job *job, const prepared *of) {
     const uint32_t n_panels = of->product->weight.n_rows / NIB_PANEL_ROWS / (PIECES_PER_WORKER * job->n_workers);
-    const size_t tile_bytes = nib_tile_bytes(job->kernels->pack, of->way.route);
-    if (n_panels < 2 || blocks_of(job->n_cols) * nib_tiles_of(job->n_tokens) * tile_bytes <= NEAR_BYTES) return 1;
+    if (n_panels < 2 || of->is_near) return 1;
     return n_panels < NIB_TASK_PANELS ? n_panels : NIB_TASK_PANELS;
 }
 
@@ -183,50 +185,81 @@ static prepared prepare(const linear_job *job, const nib_product *product) {
     prepared of = {.product = product,
                    .format = nib_format_fast(weight->format),
                    .row_bytes = nib_format_row_bytes(weight->format, weight->n_cols),
-                   .height = NIB_PANEL_ROWS};
+                   .height = NIB_PANEL_ROWS,
+                   .n_chunks = 1};
     of.way = way_of(job, of.format);
-    size_t n_chunks = 1;
     if (of.way.by_rows) {
         for (of.height = MIN_ROWS; of.height < MAX_ROWS && 2 * of.height * of.row_bytes <= PIECE_BYTES;) of.height *= 2;
     } else {
-        n_chunks = (nib_tiles_of(job->n_tokens) + CHUNK_TILES - 1) / CHUNK_TILES;
+        const size_t n_tiles = nib_tiles_of(job->n_tokens);
+        of.tile_bytes = nib_tile_bytes(job->kernels->pack, of.way.route);
+        of.is_near = blocks_of(job->n_cols) * n_tiles * of.tile_bytes <= NEAR_BYTES;
+        of.n_chunks = (n_tiles + NIB_TASK_TILES - 1) / NIB_TASK_TILES;
         of.height *= panels_at_once(job, &of);
     }
-    of.n_pieces = (weight->n_rows + of.height - 1) / of.height * n_chunks;
+    of.n_pieces = (weight->n_rows + of.height - 1) / of.height * of.n_chunks;
     return of;
 }
 
-static void run_piece(const linear_job *job, const prepared *of, size_t piece, worker_scratch *scratch) {
+/* Rows `row` .. of a product, as many as a piece has: NULL if there are none. */
+static const char *rows_at(const prepared *of, uint32_t row, uint32_t *n_rows) {
+    const nib_matrix *weight = &of->product->weight;
+    const uint32_t left = row < weight->n_rows ? weight->n_rows - row : 0;
+    *n_rows = left < of->height ? left : of->height;
+    return left ? (const char *)weight->data + row * of->row_bytes : NULL;
+}
+
+static void run_rows(const linear_job *job, const prepared *of, size_t piece, worker_scratch *scratch) {
     const nib_product *product = of->product;
-    const nib_matrix *weight = &product->weight;
-    const bool by_rows = of->way.by_rows;
-    const size_t n_tiles = nib_tiles_of(job->n_tokens),
-                 n_chunks = by_rows ? 1 : (n_tiles + CHUNK_TILES - 1) / CHUNK_TILES;
-    const uint32_t row = (uint32_t)(piece / n_chunks) * of->height;
-    const size_t first = piece % n_chunks * CHUNK_TILES;
-    const size_t end = by_rows || n_tiles - first < CHUNK_TILES ? n_tiles : first + CHUNK_TILES;
-    const size_t token = nib_tile_begin(first, job->n_tokens);
-    const nib_linear_task task = {
+    const uint32_t row = (uint32_t)piece * of->height;
+    nib_linear_task task = {
         .format = of->format,
         .route = of->way.route,
-        .weights = (const char *)weight->data + row * of->row_bytes,
         .row_bytes = of->row_bytes,
-        .n_cols = weight->n_cols,
-        .n_rows = weight->n_rows - row < of->height ? weight->n_rows - row : of->height,
+        .n_cols = job->n_cols,
         .tiles = job->packed,
-        .tile_bytes = nib_tile_bytes(job->kernels->pack, of->way.route),
+        .n_tokens = job->n_tokens,
+        .bias = product->bias ? product->bias + row : NULL,
+        .out = product->out + row,
+        .out_stride = product->weight.n_rows,
+    };
+    task.weights = rows_at(of, row, &task.n_rows);
+    job->kernels->gemv->rows(&task, &scratch->panel);
+}
+
+static void run_panels(const linear_job *job, const prepared *of, size_t piece, worker_scratch *scratch) {
+    const nib_product *product = of->product;
+    const uint32_t n_rows = product->weight.n_rows, row = (uint32_t)(piece / of->n_chunks) * of->height;
+    const size_t n_tiles = nib_tiles_of(job->n_tokens), first = piece % of->n_chunks * NIB_TASK_TILES;
+    const size_t end = n_tiles - first < NIB_TASK_TILES ? n_tiles : first + NIB_TASK_TILES;
+    const size_t token = nib_tile_begin(first, job->n_tokens);
+    nib_linear_task task = {
+        .format = of->format,
+        .route = of->way.route,
+        .row_bytes = of->row_bytes,
+        .n_cols = job->n_cols,
+        .tiles = job->packed,
+        .tile_bytes = of->tile_bytes,
         .n_tokens = (uint32_t)(nib_tile_begin(end, job->n_tokens) - token),
         .first_tile = (uint32_t)first,
         .n_tiles = (uint32_t)(end - first),
         .batch_tokens = job->n_tokens,
         .bias = product->bias ? product->bias + row : NULL,
-        .out = product->out + token * weight->n_rows + row,
-        .out_stride = weight->n_rows,
+        .out = product->out + token * n_rows + row,
+        .out_stride = n_rows,
     };
-    if (by_rows)
-        job->kernels->gemv->rows(&task, &scratch->panel);
-    else
-        job->kernels->gemm->panels(&task, &scratch->panel, scratch->sums);
+    task.weights = rows_at(of, row, &task.n_rows);
+    if (of->is_near) {
+        /* The worker's next piece, if nobody takes it over. */
+        const bool goes_on = row + task.n_rows < n_rows;
+        const prepared *next = goes_on ? of : of + 1;
+        uint32_t n_ahead = 0;
+        if (next < job->products + job->n_products) task.ahead = rows_at(next, goes_on ? row + task.n_rows : 0, &n_ahead);
+        task.ahead_bytes = n_ahead * next->row_bytes;
+        task.is_fetched = scratch->fetched == task.weights;
+        scratch->fetched = task.ahead;
+    }
+    job->kernels->gemm->panels(&task, &scratch->panel, scratch->sums);
 }
 
 static void run_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
@@ -235,7 +268,7 @@ static void run_pieces(void *arg, size_t begin, size_t end, unsigned worker) {
         const prepared *of = job->products;
         size_t piece = i;
         for (; piece >= of->n_pieces; of++) piece -= of->n_pieces;
-        run_piece(job, of, piece, job->workers + worker);
+        (job->way.by_rows ? run_rows : run_panels)(job, of, piece, job->workers + worker);
     }
 }
 
@@ -256,6 +289,7 @@ static void run_products(nib_pool *pool, linear_job *job, const nib_product *pro
         }
         left = n_later;
         job->products = now;
+        job->n_products = n_now;
         if (job->way.by_rows)
             pack_rows(job);
         else
@@ -277,6 +311,7 @@ void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens
         .packed = scratch,
     };
     job.workers = (worker_scratch *)((char *)scratch + packed_bytes(job.n_cols, n_tokens));
+    for (unsigned i = 0; i < job.n_workers; i++) job.workers[i].fetched = NULL;
     for (uint32_t i = 0; i < n_products; i += PRODUCTS_AT_ONCE) {
         const uint32_t left = n_products - i;
         run_products(pool, &job, products + i, left < PRODUCTS_AT_ONCE ? left : PRODUCTS_AT_ONCE);

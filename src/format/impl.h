@@ -54,7 +54,10 @@ typedef struct nib_panel {
     float minus_d_min[16];
 } nib_panel;
 
-enum { NIB_DOT_TOKENS = 5 }; /* products of more never go row by row */
+enum {
+    NIB_DOT_TOKENS = 5, /* products of more never go row by row */
+    NIB_FEW_TOKENS = 8, /* nor of more by 16 rows without panels */
+};
 
 /* Rows are cut into blocks of 256 columns; where the last one begins. If columns are left, it is the last 256 of all, of
  * which those that an earlier block has count as zero: so no block but an only one is broken. Rounding goes by 32 columns,
@@ -72,7 +75,8 @@ typedef struct nib_int_row {
     _Alignas(64) int8_t code[NIB_PANEL_K], crossed[NIB_PANEL_K];
     int8_t turned[NIB_PANEL_K];           /* the codes in another order: (4, 16, 4), code 16 i + 4 m + j at [j][i][m] */
     int32_t turned_sum[NIB_PANEL_K / 16]; /* sums of 16 codes each */
-    float scale[NIB_PANEL_K / 16];        /* per 32; the upper half is zero */
+    int32_t minus_sum16[NIB_PANEL_K / 16], minus_sum32[NIB_PANEL_K / 32], minus_sum256; /* the same, negative */
+    float scale[NIB_PANEL_K / 16];                          /* per 32; the upper half is zero */
     float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16]; /* sums of codes times scale per 16 and per 32 */
     int16_t whole16[NIB_PANEL_K / 16],
         whole32[NIB_PANEL_K / 16]; /* sums of codes; whole32 has its 8 in the upper half */
@@ -89,6 +93,24 @@ typedef struct nib_dot_task {
     float *out;        /* token t, row r at out[t * out_stride + r] */
     size_t out_stride;
 } nib_dot_task;
+
+/* 256 weights of 16 rows times a few tokens. */
+typedef struct nib_few_task {
+    const void *src; /* row r of weights: src + r * stride */
+    size_t stride;
+    const nib_int_row *row; /* token t: row[t * row_stride] */
+    size_t row_stride;
+    const char
+        *ahead; /* memory is asked for 64 steps of so many bytes meanwhile: in a row they would hold the products up */
+    size_t ahead_step;
+    float (*sums)[16]; /* sums[t][r] grows */
+} nib_few_task;
+
+/* One function for every number of tokens, at place n - 1. */
+typedef struct nib_few {
+    uint32_t from, to; /* it is the fastest way from so many tokens to so many */
+    void (*products[NIB_FEW_TOKENS])(const nib_few_task *task);
+} nib_few;
 
 struct nib_format {
     nib_format_facts facts;
@@ -114,6 +136,8 @@ struct nib_format {
     /* Optional: products straight from the stored bytes (dot.h), faster than by way of unpack or decode. Activations are
      * nib_int_row for NIB_CLASS_SCALED, which has unpack too, and floats for NIB_CLASS_FLOAT. */
     void (*dot)(const nib_format *format, const nib_dot_task *task);
+    /* Optional, beside turn (few.h): faster than by way of panels while tokens are few. */
+    const nib_few *few;
 };
 
 typedef struct nib_format_set {

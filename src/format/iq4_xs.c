@@ -8,8 +8,8 @@
  */
 #include "format/decode.h"
 #include "format/dot_halves.h"
+#include "format/few.h"
 #include "format/iq4.h"
-#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = BLOCK / IQ4_SUB };
 
@@ -122,8 +122,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi word[4];
     vi_turn(word, in, stride);
@@ -131,13 +130,19 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     PANEL_UNROLL for (unsigned b = 0; b < N_SUB; b++) {
         const vi low = vi_and(vi_shr(word[1], (int)(4 * b)), vi_splat(15));
         const vi high = vi_and(vi_shr(word[0], (int)(16 + 2 * b)), vi_splat(3));
-        vf_store(out->scale[b], vf_mul(d, vi_to_f(vi_sub(vi_or(low, vi_shl(high, 4)), vi_splat(32)))));
+        vf_store(sink->panel->scale[b], vf_mul(d, vi_to_f(vi_sub(vi_or(low, vi_shl(high, 4)), vi_splat(32)))));
     }
     for (unsigned b = 0; b < N_SUB; b++) {
         vi_turn(word, in->q + 16 * b, stride);
-        put_looked_up_32(out, b * IQ4_SUB, word, 0, IQ4_ABOVE);
+        open_group(sink, b, 0);
+        give_looked_up_32(sink, b * IQ4_SUB, word, 0, IQ4_ABOVE);
+        close_group(sink, b, 0);
     }
 }
+#define SHAPE \
+    { .group = 32, .centre = 128 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 5, cut, false, SHAPE)
 
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
@@ -165,11 +170,12 @@ NIB_FORMATS(iq4_xs, {.facts = {.name = "iq4_xs",
                      .activation = NIB_ACT_Q8_256,
                      .group = IQ4_SUB,
                      .centre = 128,
-                     .shape = {.group = 32, .centre = 128},
+                     .shape = SHAPE,
                      .encode = encode,
                      .decode = decode,
                      .check = check,
                      .unpack = unpack,
                      .turn = turn,
+                     .few = NIB_FEW_OF(few),
                      .dot_tokens = 2,
                      .dot = NIB_DOT(dot)});

@@ -7,7 +7,7 @@
 #include "format/decode.h"
 #include "format/dot_halves.h"
 #include "format/e2m1.h"
-#include "format/panel.h"
+#include "format/few.h"
 
 enum { BLOCK = 32, NO_NUMBER = 255 };
 
@@ -98,8 +98,7 @@ static inline vf half_scales(vi e) {
     return vf_max(vf_bits(vi_shl(vi_sub(e, vi_splat(1)), 23)), vf_bits(subnormal));
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     vi word[36];
     read_words(word, src, stride, 32);
     vi_turn(word + 32, (const uint8_t *)src + 120, stride); /* ends with the last two words */
@@ -107,10 +106,16 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     word[33] = word[35];
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
-        vf_store(out->scale[b], half_scales(byte_at(word, at)));
-        put_looked_up_32(out, b * BLOCK, word, at + 1, E2M1_ABOVE);
+        vf_store(sink->panel->scale[b], half_scales(byte_at(word, at)));
+        open_group(sink, b, 0);
+        give_looked_up_32(sink, b * BLOCK, word, at + 1, E2M1_ABOVE);
+        close_group(sink, b, 0);
     }
 }
+#define SHAPE \
+    { .group = 32, .centre = E2M1_OFFSET }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 8, cut, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -140,11 +145,12 @@ NIB_FORMATS(mxfp4, {.facts = {.name = "mxfp4",
                     .activation = NIB_ACT_Q8_32,
                     .group = BLOCK,
                     .centre = E2M1_OFFSET,
-                    .shape = {.group = 32, .centre = E2M1_OFFSET},
+                    .shape = SHAPE,
                     .encode = encode,
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
                     .turn = turn,
+                    .few = NIB_FEW_OF(few),
                     .dot_tokens = 3,
                     .dot = NIB_DOT(dot)});

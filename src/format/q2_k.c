@@ -8,8 +8,8 @@
  */
 #include "format/decode.h"
 #include "format/dot.h"
+#include "format/few.h"
 #include "format/lanes.h"
-#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
@@ -159,19 +159,18 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 }
 
 /* The scales of the sub-blocks go into the codes: 0 .. 45. */
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi scale_min[4], scale[4], min[4], tail[4];
     vi_turn(scale_min, in->scale_min, stride);
     vi_turn(tail, in->q + 52, stride); /* ends with d and d_min */
-    vf_store(out->scale[0], half_at(tail, 12));
-    vf_store(out->minus_d_min, vf_sub(vf_zero(), half_at(tail, 14)));
+    vf_store(sink->panel->scale[0], half_at(tail, 12));
+    vf_store(sink->panel->minus_d_min, vf_sub(vf_zero(), half_at(tail, 14)));
     PANEL_UNROLL for (unsigned i = 0; i < 4; i++) {
         scale[i] = cut_bytes(scale_min[i], 0, 15);
         min[i] = cut_bytes(scale_min[i], 4, 15);
     }
-    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) vi_store(out->min[i], pair_at(min, i));
+    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) vi_store(sink->panel->min[i], pair_at(min, i));
     PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
         const unsigned first = i / 2 * 32 + i % 2 * 4;
         vi codes[4];
@@ -179,10 +178,14 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
         PANEL_UNROLL for (unsigned part = 0; part < 4; part++) {
             const vi its = byte_at(scale, (first + 8 * part) / 4);
             PANEL_UNROLL for (unsigned j = 0; j < 4; j++)
-                put_codes(out, first + 8 * part + j, vi_mul(cut_bytes(codes[j], (int)(2 * part), 3), its));
+                give_codes(sink, first + 8 * part + j, 0, vi_mul(cut_bytes(codes[j], (int)(2 * part), 3), its));
         }
     }
 }
+#define SHAPE \
+    { .group = 256, .min_group = 16 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 8, cut, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -213,11 +216,12 @@ NIB_FORMATS(q2_k,
                        .can_decode = true},
              .activation = NIB_ACT_Q8_256,
              .group = SUB,
-             .shape = {.group = 256, .min_group = 16},
+             .shape = SHAPE,
              .encode = encode,
              .decode = decode,
              .check = check,
              .unpack = unpack,
              .turn = turn,
+             .few = NIB_FEW_OF(few),
              .dot_tokens = 3,
              .dot = NIB_DOT(dot)});

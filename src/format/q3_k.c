@@ -12,8 +12,8 @@
  */
 #include "format/decode.h"
 #include "format/dot.h"
+#include "format/few.h"
 #include "format/lanes.h"
-#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
@@ -200,12 +200,11 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 /* The scales of the sub-blocks go into the codes. With s = 32 - scale, -31 .. 32: w = -d * (s * (q - 4)), and
  * s * (q - 4) + 128 is 0 .. 252; a product with s is right in every byte once the whole word's sum is made. */
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi high[8], tail[4], low[3], scale[4];
     vi_turn(tail, in->scales - 2, stride); /* two bytes of codes, the scales, d */
-    vf_store(out->scale[0], vf_sub(vf_zero(), half_at(tail, 14)));
+    vf_store(sink->panel->scale[0], vf_sub(vf_zero(), half_at(tail, 14)));
     PANEL_UNROLL for (unsigned i = 0; i < 3; i++) low[i] = word_at(tail, 2 + 4 * i);
     PANEL_UNROLL for (unsigned i = 0; i < 4; i++) scale[i] =
         vi_or(cut_bytes(low[i % 2], i < 2 ? 0 : 4, 15), vi_shl(cut_bytes(low[2], (int)(2 * i), 3), 4));
@@ -220,11 +219,15 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
             PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
                 const vi third = cut_bytes(high[i % 2 * 4 + j], (int)(i / 2 * 4 + part), 1);
                 const vi q = vi_or(cut_bytes(codes[j], (int)(2 * part), 3), vi_shl(third, 2));
-                put_codes(out, first + 8 * part + j, vi_add(vi_mul(q, s), zero));
+                give_codes(sink, first + 8 * part + j, 0, vi_add(vi_mul(q, s), zero));
             }
         }
     }
 }
+#define SHAPE \
+    { .group = 256, .centre = 128 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 3, 8, cut, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -255,11 +258,12 @@ NIB_FORMATS(q3_k, {.facts = {.name = "q3_k",
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB,
                    .centre = 4,
-                   .shape = {.group = 256, .centre = 128},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

@@ -6,8 +6,8 @@
  */
 #include "format/decode.h"
 #include "format/dot_halves.h"
+#include "format/few.h"
 #include "format/lanes.h"
-#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -104,16 +104,21 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     vi word[36];
     read_words(word, src, stride, 36);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
-        vf_store(out->scale[b], half_at(word, at));
-        put_nibbles_32(out, b * BLOCK, word, at + 2);
+        vf_store(sink->panel->scale[b], half_at(word, at));
+        open_group(sink, b, 0);
+        give_nibbles_32(sink, b * BLOCK, word, at + 2);
+        close_group(sink, b, 0);
     }
 }
+#define SHAPE \
+    { .group = 32, .centre = 8 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 8, cut, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -142,11 +147,12 @@ NIB_FORMATS(q4_0, {.facts = {.name = "q4_0",
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
                    .centre = 8,
-                   .shape = {.group = 32, .centre = 8},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

@@ -82,20 +82,25 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_sub32(out->scale, out->min, &in->head);
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi word[4];
     vi_turn(word, &in->head, stride);
-    turn_sub32(out, word);
-    for (unsigned i = 0; i < 8; i++) { /* columns 64 (i / 2) + 16 (i % 2) .. + 15, and those 32 further */
-        vi_turn(word, in->q + 16 * i, stride);
-        PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
-            put_codes(out, i / 2 * 16 + i % 2 * 4 + j, cut_bytes(word[j], 0, 15));
-            put_codes(out, i / 2 * 16 + i % 2 * 4 + 8 + j, cut_bytes(word[j], 4, 15));
+    turn_sub32(sink->panel, word);
+    for (unsigned b = 0; b < SUB32_N; b += 2) {
+        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) open_group(sink, b + i, i);
+        PANEL_UNROLL for (unsigned i = 0; i < 8; i++) {
+            if (i % 4 == 0) vi_turn(word, in->q + 16 * b + 4 * i, stride);
+            give_codes(sink, 8 * b + i, 0, cut_bytes(word[i % 4], 0, 15));
+            give_codes(sink, 8 * b + 8 + i, 1, cut_bytes(word[i % 4], 4, 15));
         }
+        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) close_group(sink, b + i, i);
     }
 }
+#define SHAPE \
+    { .group = 32, .min_group = 32, .whole = 15 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 8, cut, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -120,11 +125,12 @@ NIB_FORMATS(q4_k, {.facts = {.name = "q4_k",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB32_WEIGHTS,
-                   .shape = {.group = 32, .min_group = 32, .whole = 15},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

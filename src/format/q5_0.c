@@ -7,8 +7,8 @@
  */
 #include "format/decode.h"
 #include "format/dot_halves.h"
+#include "format/few.h"
 #include "format/lanes.h"
-#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -107,16 +107,21 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     vi word[44];
     read_words(word, src, stride, 44);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
-        vf_store(out->scale[b], half_at(word, at));
-        put_five_bits_32(out, b * BLOCK, word, at + 6, word_at(word, at + 2));
+        vf_store(sink->panel->scale[b], half_at(word, at));
+        open_group(sink, b, 0);
+        give_five_bits_32(sink, b * BLOCK, word, at + 6, word_at(word, at + 2));
+        close_group(sink, b, 0);
     }
 }
+#define SHAPE \
+    { .group = 32, .centre = 16 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 4, 8, cut, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -146,11 +151,12 @@ NIB_FORMATS(q5_0, {.facts = {.name = "q5_0",
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
                    .centre = 16,
-                   .shape = {.group = 32, .centre = 16},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

@@ -88,22 +88,27 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_sub32(out->scale, out->min, &in->head);
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi word[4], high[8];
     vi_turn(word, &in->head, stride);
-    turn_sub32(out, word);
+    turn_sub32(sink->panel, word);
     read_words(high, in->high, stride, 8);
-    for (unsigned b = 0; b < SUB32_N / 2; b++) {
+    for (unsigned b = 0; b < SUB32_N; b += 2) {
+        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) open_group(sink, b + i, i);
         PANEL_UNROLL for (unsigned i = 0; i < 8; i++) {
-            if (i % 4 == 0) vi_turn(word, in->q + 32 * b + 4 * i, stride);
-            const vi fifth = vi_shr(high[i], (int)(2 * b));
-            put_codes(out, 16 * b + i, vi_or(cut_bytes(word[i % 4], 0, 15), vi_shl(cut_bytes(fifth, 0, 1), 4)));
-            put_codes(out, 16 * b + 8 + i, vi_or(cut_bytes(word[i % 4], 4, 15), vi_shl(cut_bytes(fifth, 1, 1), 4)));
+            if (i % 4 == 0) vi_turn(word, in->q + 16 * b + 4 * i, stride);
+            const vi fifth = vi_shr(high[i], (int)b);
+            give_codes(sink, 8 * b + i, 0, vi_or(cut_bytes(word[i % 4], 0, 15), vi_shl(cut_bytes(fifth, 0, 1), 4)));
+            give_codes(sink, 8 * b + 8 + i, 1, vi_or(cut_bytes(word[i % 4], 4, 15), vi_shl(cut_bytes(fifth, 1, 1), 4)));
         }
+        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) close_group(sink, b + i, i);
     }
 }
+#define SHAPE \
+    { .group = 32, .min_group = 32, .whole = 31 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 8, cut, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -129,11 +134,12 @@ NIB_FORMATS(q5_k, {.facts = {.name = "q5_k",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB32_WEIGHTS,
-                   .shape = {.group = 32, .min_group = 32, .whole = 31},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

@@ -8,8 +8,8 @@
 #define NIB_FORMAT_SUB32_H
 
 #include "format/dot.h"
+#include "format/few.h"
 #include "format/lanes.h"
-#include "format/panel.h"
 
 enum { SUB32_N = 8, SUB32_WEIGHTS = 32, SUB32_BLOCK = 256 };
 

@@ -88,6 +88,7 @@ typedef struct nib_linear_task {
     const char *ahead;
     size_t ahead_bytes;
     bool is_fetched;
+    bool by_16;        /* rows: 16 of them at once, of which there are whole sixteens */
     const float *bias; /* (n_rows) or NULL */
     float *out;        /* token t, row r at out[t * out_stride + r] */
     size_t out_stride;

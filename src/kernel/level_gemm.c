@@ -349,7 +349,7 @@ typedef struct panel_step {
      * weights of the task after this one, else the weights of the next step and the tile's own next columns. */
     const char *next_weights;
     size_t next_bytes; /* per row; 0: they have been fetched */
-    const char *fetch;  /* NULL: the tile's next columns, to_next bytes from it */
+    const char *fetch; /* NULL: the tile's next columns, to_next bytes from it */
     ptrdiff_t to_next;
     size_t fetch_bytes; /* per tile, in whole lines */
 } panel_step;

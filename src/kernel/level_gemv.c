@@ -66,8 +66,39 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
     }
 }
 
+/* 16 or 32 rows by all tokens, as many as `few` takes. Meanwhile the rows that follow are fetched in one stream: those at hand
+ * are too many for the processor to follow. */
+static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halves) {
+    const size_t n_tokens = task->n_tokens, n_blocks = task->n_cols / K, bytes = task->row_bytes / n_blocks;
+    const char *weights = (const char *)task->weights + first * task->row_bytes;
+    _Alignas(64) float sums[2][NIB_FEW_TOKENS][16] = {0};
+    for (size_t b = 0; b < n_blocks; b++)
+        for (size_t h = 0; h < n_halves; h++) {
+            const nib_few_task few = {
+                .src = weights + 16 * h * task->row_bytes + b * bytes,
+                .stride = task->row_bytes,
+                .row = (const nib_int_row *)task->tiles + b,
+                .row_stride = n_blocks,
+                .ahead = weights + 16 * (n_halves + h) * task->row_bytes + 16 * b * bytes,
+                .ahead_step = 16 * bytes / (K / 4),
+                .sums = sums[h],
+            };
+            task->format->few->products[n_tokens - 1](&few);
+        }
+    for (size_t h = 0; h < n_halves; h++)
+        for (size_t t = 0; t < n_tokens; t++) {
+            const size_t r = first + 16 * h;
+            const vf sum = vf_load(sums[h][t]);
+            vf_store(task->out + t * task->out_stride + r, task->bias ? vf_add(sum, vf_load(task->bias + r)) : sum);
+        }
+}
+
 static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
     const nib_format *format = task->format;
+    if (task->by_16) {
+        for (size_t r = 0; r < task->n_rows; r += 32) rows_by_16(task, r, task->n_rows - r < 32 ? 1 : 2);
+        return;
+    }
     const nib_dot_task dot = {
         .weights = task->weights,
         .row_bytes = task->row_bytes,

@@ -153,12 +153,15 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         memcpy(out->turned_sum, sum, sizeof sum);
         for (size_t i = 0; i < K / 16; i++) {
             out->whole16[i] = (int16_t)sum[i];
+            out->minus_sum16[i] = -sum[i];
             out->sum16[i] = (float)sum[i] * out->scale[i / 2];
         }
         for (size_t i = 0; i < K / 32; i++) {
             const int32_t both = sum[2 * i] + sum[2 * i + 1];
             out->whole32[K / 32 + i] = (int16_t)both;
             out->sum32[i] = (float)both * out->scale[i];
+            out->minus_sum32[i] = -both;
+            out->minus_sum256 -= both;
         }
     }
 }

@@ -24,7 +24,7 @@ static const linear_kernels *kernels_in_use(void) {
 }
 
 enum {
-    MIN_ROWS = 16,    /* by rows: a piece is so many, and more while the weights of a piece are few */
+    MIN_ROWS = 16, /* by rows: a piece is so many, and more while the weights of a piece are few */
     MAX_ROWS = 64,
     PIECE_BYTES = 32 << 10,
     NEAR_BYTES = 512 << 10, /* packed activations that the second cache keeps from panel to panel */
@@ -43,7 +43,7 @@ typedef struct worker_scratch {
 typedef struct way {
     nib_route route;
     nib_activation rounding;
-    bool by_rows;
+    bool by_rows, by_16; /* by_16: rows, 16 at once */
 } way;
 
 /* A product, and what all its pieces need to know. */
@@ -74,9 +74,11 @@ static size_t blocks_of(size_t n_cols) {
     return (n_cols + NIB_PANEL_K - 1) / NIB_PANEL_K;
 }
 
-/* The float layout is the largest, for tiles and for rows. */
+/* The float layout is the largest, for tiles and for few rows. */
 static size_t packed_bytes(uint32_t n_cols, uint32_t n_tokens) {
-    return blocks_of(n_cols) * nib_tiles_of(n_tokens) * nib_tile_bytes(NULL, NIB_ROUTE_F32);
+    const size_t tiles = nib_tiles_of(n_tokens) * nib_tile_bytes(NULL, NIB_ROUTE_F32);
+    const size_t rows = (n_tokens < NIB_FEW_TOKENS ? n_tokens : NIB_FEW_TOKENS) * sizeof(nib_int_row);
+    return blocks_of(n_cols) * (tiles > rows ? tiles : rows);
 }
 
 size_t nib_linear_scratch_bytes(uint32_t n_cols, uint32_t n_tokens, unsigned n_workers) {
@@ -105,16 +107,24 @@ static uint32_t most_by_rows(const linear_job *job, const nib_format *format, ni
     return format->dot_tokens ? format->dot_tokens : 1;
 }
 
-static way way_of(const linear_job *job, const nib_format *format) {
+/* Are 16 rows at once quicker than both? */
+static bool goes_by_16(const linear_job *job, const nib_matrix *weight, const nib_format *format, nib_route route) {
+    return format->few && route != NIB_ROUTE_F32 && job->n_tokens >= format->few->from &&
+           job->n_tokens <= format->few->to && weight->n_rows % 16 == 0 && weight->n_cols % NIB_PANEL_K == 0;
+}
+
+static way way_of(const linear_job *job, const nib_matrix *weight, const nib_format *format) {
     const nib_route route = route_of(job, format);
     const bool rounds = job->path == NIB_PATH_DEPLOYED && format->facts.kind == NIB_CLASS_FLOAT;
+    const bool by_16 = goes_by_16(job, weight, format, route);
     return (way){.route = route,
                  .rounding = rounds ? format->activation : NIB_ACT_F32,
-                 .by_rows = job->n_tokens <= most_by_rows(job, format, route)};
+                 .by_rows = by_16 || job->n_tokens <= most_by_rows(job, format, route),
+                 .by_16 = by_16};
 }
 
 static bool is_same_way(way x, way y) {
-    return x.route == y.route && x.rounding == y.rounding && x.by_rows == y.by_rows;
+    return x.route == y.route && x.rounding == y.rounding && x.by_rows == y.by_rows && x.by_16 == y.by_16;
 }
 
 /* The route of many tokens on the deployed path. */
@@ -164,9 +174,11 @@ static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
         job->kernels->pack->tile(job->way.route, job->way.rounding, job->x, job->n_tokens, job->n_cols, i, job->packed);
 }
 
-static void pack_rows(const linear_job *job) {
+static void pack_rows(void *arg, size_t begin, size_t end, unsigned worker) {
+    const linear_job *job = arg;
+    (void)worker;
     const size_t row_bytes = blocks_of(job->n_cols) * nib_row_block_bytes(job->way.route);
-    for (size_t t = 0; t < job->n_tokens; t++)
+    for (size_t t = begin; t < end; t++)
         job->kernels->pack->row(job->way.route, job->way.rounding, job->x + t * job->n_cols, job->n_cols,
                                 (char *)job->packed + t * row_bytes);
 }
@@ -187,8 +199,10 @@ static prepared prepare(const linear_job *job, const nib_product *product) {
                    .row_bytes = nib_format_row_bytes(weight->format, weight->n_cols),
                    .height = NIB_PANEL_ROWS,
                    .n_chunks = 1};
-    of.way = way_of(job, of.format);
-    if (of.way.by_rows) {
+    of.way = way_of(job, weight, of.format);
+    if (of.way.by_16) {
+        of.height = 32;
+    } else if (of.way.by_rows) {
         for (of.height = MIN_ROWS; of.height < MAX_ROWS && 2 * of.height * of.row_bytes <= PIECE_BYTES;) of.height *= 2;
     } else {
         const size_t n_tiles = nib_tiles_of(job->n_tokens);
@@ -219,6 +233,7 @@ static void run_rows(const linear_job *job, const prepared *of, size_t piece, wo
         .n_cols = job->n_cols,
         .tiles = job->packed,
         .n_tokens = job->n_tokens,
+        .by_16 = of->way.by_16,
         .bias = product->bias ? product->bias + row : NULL,
         .out = product->out + row,
         .out_stride = product->weight.n_rows,
@@ -254,7 +269,8 @@ static void run_panels(const linear_job *job, const prepared *of, size_t piece, 
         const bool goes_on = row + task.n_rows < n_rows;
         const prepared *next = goes_on ? of : of + 1;
         uint32_t n_ahead = 0;
-        if (next < job->products + job->n_products) task.ahead = rows_at(next, goes_on ? row + task.n_rows : 0, &n_ahead);
+        if (next < job->products + job->n_products)
+            task.ahead = rows_at(next, goes_on ? row + task.n_rows : 0, &n_ahead);
         task.ahead_bytes = n_ahead * next->row_bytes;
         task.is_fetched = scratch->fetched == task.weights;
         scratch->fetched = task.ahead;
@@ -291,7 +307,7 @@ static void run_products(nib_pool *pool, linear_job *job, const nib_product *pro
         job->products = now;
         job->n_products = n_now;
         if (job->way.by_rows)
-            pack_rows(job);
+            nib_par_for(pool, job->n_tokens, job->n_tokens < 4 ? job->n_tokens : 1, pack_rows, job);
         else
             nib_par_for(pool, nib_tiles_of(job->n_tokens), 1, pack_tiles, job);
         nib_par_for(pool, n_pieces, 1, run_pieces, job);

@@ -1,0 +1,201 @@
+/* Products of a few tokens with 16 rows of weights at once. A format says once how 256 columns of 16 rows are cut from the
+ * words of the file (its `cut`): `turn` writes them to a panel in memory, which pays with many tokens, and `few` multiplies
+ * every vector of codes as soon as it is in a register, so that neither storing panels nor reading them back takes time.
+ *
+ * The arithmetic is that of the panels' register tiles (kernel/level_gemm.c), and so are the results, bit for bit.
+ * Included by files that are compiled once per level; levels that take more than an instruction for the products of four
+ * bytes, or have fewer registers, have no `few`. */
+#ifndef NIB_FORMAT_FEW_H
+#define NIB_FORMAT_FEW_H
+
+#include "format/panel.h"
+
+#define FEW_INLINE static inline __attribute__((always_inline, unused))
+
+/* Where `cut` puts what it finds. */
+typedef struct panel_sink {
+    nib_panel *panel; /* scales and minimums, and, if n_tokens is 0, codes */
+    nib_panel_shape shape;
+    bool per_32; /* activations have a scale per 32 columns */
+    size_t n_tokens, stride;
+    const nib_int_row *row; /* token t: row[t * stride] */
+    const char *ahead;      /* what memory is asked for meanwhile, a step with every vector of codes */
+    size_t ahead_step;
+    vi dot[2][NIB_FEW_TOKENS], whole[NIB_FEW_TOKENS];
+    vf total[NIB_FEW_TOKENS];
+} panel_sink;
+
+/* Where every register is taken: the compiler would put sums off that are not needed yet. */
+#if defined(NIB_VEC_512)
+#define FEW_PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
+#else
+#define FEW_PIN(x)
+#endif
+
+#define EACH_TOKEN PANEL_UNROLL for (size_t t = 0; t < sink->n_tokens; t++)
+
+/* sum + codes . the same four activations in every lane */
+FEW_INLINE vi few_dot(vi sum, vi codes, const int8_t *activation) {
+#if defined(__AVX512VNNI__)
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*(const int32_t *)(const void *)activation));
+    return sum;
+#else
+    return vi_dp4(sum, codes, vi_splat_4(activation));
+#endif
+}
+
+/* Two groups of columns at most are open at once, one in each slot. */
+FEW_INLINE void open_group(panel_sink *sink, unsigned group, unsigned slot) {
+    const nib_panel_shape shape = sink->shape;
+    EACH_TOKEN {
+        const nib_int_row *row = sink->row + t * sink->stride;
+        sink->dot[slot][t] = vi_splat(0);
+        if (!shape.centre) continue;
+        const int32_t *minus_sum = shape.group == 16   ? row->minus_sum16 + group
+                                   : shape.group == 32 ? row->minus_sum32 + group
+                                                       : &row->minus_sum256;
+        sink->dot[slot][t] = vi_shl(vi_splat(*minus_sum), __builtin_ctz(shape.centre));
+    }
+}
+
+/* Columns 4 k .. 4 k + 3, of the group in this slot. */
+FEW_INLINE void give_codes(panel_sink *sink, unsigned k, unsigned slot, vi codes) {
+    if (!sink->n_tokens) {
+        vi_store(sink->panel->code[k], codes);
+        return;
+    }
+    __builtin_prefetch(sink->ahead + k * sink->ahead_step, 0, 2);
+    EACH_TOKEN sink->dot[slot][t] =
+        few_dot(sink->dot[slot][t], codes, sink->row[t * sink->stride].code + 4 * (size_t)k);
+}
+
+/* Its scale must be in the panel by now. */
+FEW_INLINE void close_group(panel_sink *sink, unsigned group, unsigned slot) {
+    if (!sink->n_tokens) return;
+    if (sink->shape.whole) {
+        const vi both = vi_load(sink->panel->whole[group / 2]), scale = vi_sar(group % 2 ? both : vi_shl(both, 16), 16);
+        EACH_TOKEN {
+            sink->whole[t] = vi_add(sink->whole[t], vi_mul(sink->dot[slot][t], scale));
+            FEW_PIN(sink->whole[t]);
+        }
+        return;
+    }
+    const vf scale = vf_load(sink->panel->scale[group]);
+    EACH_TOKEN {
+        const float activation = sink->row[t * sink->stride].scale[group * sink->shape.group / 32];
+        const vf factor = sink->per_32 ? vf_mul(scale, vf_splat(activation)) : scale;
+        sink->total[t] = vf_fma(vi_to_f(sink->dot[slot][t]), factor, sink->total[t]);
+        FEW_PIN(sink->total[t]);
+    }
+}
+
+/* Sixteen bytes of nibbles (from `byte` on) -> 32 codes: low halves are columns first .., high halves first + 16 ... */
+FEW_INLINE void give_nibbles_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte) {
+    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+        const vi both = word_at(word, byte + 4 * j);
+        give_codes(sink, first / 4 + j, 0, cut_bytes(both, 0, 15));
+        give_codes(sink, first / 4 + 4 + j, 0, cut_bytes(both, 4, 15));
+    }
+}
+/* The same through a table of 16 bytes. */
+FEW_INLINE void give_looked_up_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte, const void *table) {
+    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+        const vi both = word_at(word, byte + 4 * j);
+        give_codes(sink, first / 4 + j, 0, vi_look_up(table, cut_bytes(both, 0, 15)));
+        give_codes(sink, first / 4 + 4 + j, 0, vi_look_up(table, cut_bytes(both, 4, 15)));
+    }
+}
+/* The same with fifth bits: bit i of `high` belongs to code i. */
+FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte, vi high) {
+    PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
+        const vi both = word_at(word, byte + 4 * (j % 4));
+        const vi four = vi_and(vi_shr(high, (int)(4 * j)), vi_splat(15));
+        const vi fifth = vi_shl(vi_and(vi_mul(four, vi_splat(0x00204081)), vi_splat(0x01010101)), 4);
+        give_codes(sink, first / 4 + j, 0, vi_or(cut_bytes(both, j < 4 ? 0 : 4, 15), fifth));
+    }
+}
+
+/* total -= d_min * minimums * sums of activations */
+FEW_INLINE void few_minimums(panel_sink *sink) {
+    const bool by_16 = sink->shape.min_group == 16;
+    vi min[NIB_FEW_TOKENS];
+    EACH_TOKEN min[t] = vi_splat(0);
+    for (size_t i = 0; i < (by_16 ? 8 : 4); i++) {
+        const vi of_rows = vi_load(sink->panel->min[i]);
+        EACH_TOKEN {
+            const nib_int_row *row = sink->row + t * sink->stride;
+            const int16_t *pair = by_16 ? row->whole16 + 2 * i : row->whole32 + NIB_PANEL_K / 32 + 2 * i;
+            min[t] = vi_dp2(min[t], of_rows, vi_splat_4(pair));
+        }
+    }
+    const vf minus_d_min = vf_load(sink->panel->minus_d_min);
+    EACH_TOKEN sink->total[t] = vf_fma(vi_to_f(min[t]), minus_d_min, sink->total[t]);
+}
+
+typedef void panel_cut(panel_sink *sink, const void *src, size_t stride);
+
+/* All but the task are constants at every call. */
+FEW_INLINE void few_columns(panel_cut *cut, nib_panel_shape shape, bool per_32, size_t n_tokens,
+                            const nib_few_task *task) {
+    nib_panel panel;
+    panel_sink here = {.panel = &panel,
+                       .shape = shape,
+                       .per_32 = per_32,
+                       .n_tokens = n_tokens,
+                       .stride = task->row_stride,
+                       .row = task->row,
+                       .ahead = task->ahead,
+                       .ahead_step = task->ahead_step},
+               *sink = &here;
+    EACH_TOKEN {
+        sink->whole[t] = vi_splat(0);
+        sink->total[t] = vf_zero();
+    }
+    if (shape.group == NIB_PANEL_K) open_group(sink, 0, 0);
+    cut(sink, task->src, task->stride);
+    if (shape.group == NIB_PANEL_K) close_group(sink, 0, 0);
+    if (shape.whole) {
+        const vf d = vf_load(panel.d);
+        EACH_TOKEN sink->total[t] = vf_mul(vi_to_f(sink->whole[t]), d);
+    }
+    if (shape.min_group) few_minimums(sink);
+    EACH_TOKEN {
+        const vf before = vf_load(task->sums[t]), factor = vf_splat(sink->row[t * sink->stride].scale[0]);
+        vf_store(task->sums[t], per_32 ? vf_add(sink->total[t], before) : vf_fma(sink->total[t], factor, before));
+    }
+}
+
+/* The `turn` of a format that has `few` too: how it cuts. */
+#define NIB_TURN(name, cut)                                                                                        \
+    static void name(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) { \
+        panel_sink sink;                                                                                           \
+        (void)format;                                                                                              \
+        sink.panel = out;                                                                                          \
+        sink.n_tokens = 0;                                                                                         \
+        cut(&sink, src, stride);                                                                                   \
+    }
+
+/* The `few` of a format: from how many tokens to how many it is fastest, how the format cuts, whether activations have a
+ * scale per 32 columns, and the panel's shape. */
+#if defined(NIB_VEC_512) && defined(__AVX512VNNI__)
+#define FEW_WIDTH(name, n, cut, per_32, ...)                             \
+    static void name##_##n(const nib_few_task *task) {                   \
+        few_columns(cut, (nib_panel_shape)__VA_ARGS__, per_32, n, task); \
+    }
+#define NIB_FEW(name, from, to, cut, per_32, ...) \
+    FEW_WIDTH(name, 2, cut, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 3, cut, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 4, cut, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 5, cut, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 6, cut, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 7, cut, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 8, cut, per_32, __VA_ARGS__)  \
+    static const nib_few name = {                 \
+        from, to, {NULL, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}};
+#define NIB_FEW_OF(name) &name
+#else
+#define NIB_FEW(name, from, to, cut, per_32, ...)
+#define NIB_FEW_OF(name) NULL
+#endif
+
+#endif

@@ -594,6 +594,11 @@ static void check_products(unsigned index) {
     make_weights(format, block, 1);
     for (size_t t = 0; t < n_tokens; t++)
         check_product(index, NIB_PATH_DEPLOYED, (shape){block, 1, tokens[t]}, !(t % 2));
+    const nib_few *few = nib_format_fast(format)->few; /* of whole sixteens of rows and whole panels' columns */
+    if (!few) return;
+    make_weights(format, NIB_PANEL_K, 48);
+    for (uint32_t n = few->from; n <= few->to; n += is_short ? 3 : 1)
+        check_product(index, NIB_PATH_DEPLOYED, (shape){NIB_PANEL_K, 48, n}, n % 2);
 }
 
 static void test_products(void **state) {

@@ -372,23 +372,33 @@ static void check_widths(void) {
     }
 }
 
+/* The smallest batch that goes by panels, or by 16 rows at once, which gives the same. */
+static uint32_t smallest_by_panels(const nib_format *format) {
+    const nib_few *few = nib_format_fast(format)->few;
+    return few && few->from <= NIB_GEMV_TOKENS ? few->from : NIB_GEMV_TOKENS + 1;
+}
+
 /* A token's result does not depend on the others of its batch, where batches go the same way. */
 static void check_batches(void) {
-    static const char *const names[] = {"q4_0", "q4_1", "q2_k", "q4_k", "q6_k", "bf16", "f32"};
-    enum { COLS = 512, ROWS = 40, TOKENS = 40 };
+    static const char *const names[] = {"q4_0", "q4_1", "q5_0", "iq4_nl", "mxfp4", "q2_k", "q3_k",
+                                        "q4_k", "q5_k", "q6_k", "iq4_xs", "bf16",  "f32"};
+    enum { COLS = 512, ROWS = 64, TOKENS = 40 };
     for (size_t f = 0; f < sizeof names / sizeof *names; f++) {
-        matrix m = matrix_new(nib_format_find(names[f]), COLS, ROWS);
-        float *x = random_floats(TOKENS * COLS, 1), all[TOKENS * ROWS], some[TOKENS * ROWS];
+        const nib_format *format = nib_format_find(names[f]);
+        matrix m = matrix_new(format, COLS, ROWS);
+        float *x = random_floats(TOKENS * COLS, 1), *bias = random_floats(ROWS, 1), all[TOKENS * ROWS],
+              some[TOKENS * ROWS];
         void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(COLS, TOKENS, 1));
         assert_non_null(scratch);
-        nib_product product = {m.matrix, NULL, all};
+        nib_product product = {m.matrix, bias, all};
         nib_linear(NULL, NIB_PATH_DEPLOYED, x, TOKENS, &product, 1, scratch);
         product.out = some;
-        for (uint32_t n = NIB_GEMV_TOKENS + 1; n < TOKENS; n++) {
+        for (uint32_t n = smallest_by_panels(format); n < TOKENS; n++) {
             nib_linear(NULL, NIB_PATH_DEPLOYED, x, n, &product, 1, scratch);
             assert_memory_equal(some, all, n * ROWS * sizeof *some);
         }
         nib_free_aligned(x);
+        nib_free_aligned(bias);
         nib_free_aligned(scratch);
         matrix_free(&m);
     }

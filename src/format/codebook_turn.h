@@ -76,10 +76,45 @@ DOT_INLINE vi signs_of_seven(vi sevens) {
     return _mm512_permutex2var_epi8(vi_load(EVEN_SIGNS), sevens, vi_load(EVEN_SIGNS + 64));
 }
 
-/* Levels of 4 n_vectors points of every row, whose indices are in x already. */
-DOT_INLINE void look_up_all(dot_levels *x, int n_vectors, const nib_codebook *book, int n_points) {
-    x->quarter = vi_splat(0);
-    look_up_next(x, n_vectors, n_points / 128, book->plane, n_points);
+/* table[index] of 256 bytes in four vectors. */
+DOT_INLINE vi pick_256(const vi table[4], vi index) {
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), _mm512_permutex2var_epi8(table[0], index, table[1]),
+                                  _mm512_permutex2var_epi8(table[2], index, table[3]));
+}
+/* Levels of 16 points of every row, whose indices are eight low bits and those of high from bit 1 on. Tables are loaded once
+ * for all. */
+DOT_INLINE void look_up_16(vi level[2][4], const vi index[4], const vi high[4], const uint8_t *plane, int n_points) {
+    if (n_points > 512) {
+        dot_levels x;
+        DOT_UNROLL for (int i = 0; i < 4; i++) begin_look_up(&x, i, index[i], high[i], n_points);
+        x.quarter = vi_splat(0);
+        _Pragma("GCC unroll 1") for (int q = 0; q < n_points / 128; q++, plane += 128)
+            look_up_next(&x, 4, 1, plane, n_points);
+        DOT_UNROLL for (int i = 0; i < 4; i++) {
+            level[0][i] = x.first[i];
+            level[1][i] = x.second[i];
+        }
+        return;
+    }
+    const int n_here = n_points < 512 ? n_points : 512;
+    for (int half = 0; half < 2; half++) {
+        _Pragma("GCC unroll 1") for (int first = 0; first < n_points; first += n_here, plane += n_here) {
+            vi table[8];
+            DOT_UNROLL for (int i = 0; i < n_here / 64; i++) table[i] = kept(vi_load(plane + 64 * i));
+            DOT_UNROLL for (int i = 0; i < 4; i++) {
+                vi here = pick_256(table, index[i]);
+                if (n_points > 256)
+                    here = _mm512_mask_blend_epi8(_mm512_test_epi8_mask(high[i], vi_of_byte(2)), here,
+                                                  pick_256(table + 4, index[i]));
+                if (first) {
+                    const vi which = vi_and(high[i], vi_of_byte((uint8_t)(n_points / 128 - 4)));
+                    const __mmask64 is_here = _mm512_cmpeq_epi8_mask(which, vi_of_byte((uint8_t)(first / 128)));
+                    here = _mm512_mask_blend_epi8(is_here, level[half][i], here);
+                }
+                level[half][i] = here;
+            }
+        }
+    }
 }
 
 #endif

@@ -244,27 +244,29 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     DOT_UNROLL for (int a = 0; a < 4; a++) d =
         vi_or(d, vi_shl(vi_and(vi_shr(tail[2 + a / 2], a % 2 * 16 + 12), vi_splat(15)), 4 * a));
     iq1_put_d(out, vf_from_low_f16(d));
-    DOT_UNROLL for (unsigned b = 0; b < 8; b += 4) {
-        dot_levels x;
+    for (unsigned b = 0; b < 8; b += 4) {
+        vi level[2][4], index[4], above[4];
         vi low[4];
         vi_turn(low, in->low + 4 * b, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++)
-            begin_look_up(&x, i, low[i], cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 4), 2048);
-        look_up_all(&x, 4, book, 2048);
+        DOT_UNROLL for (int i = 0; i < 4; i++) {
+            index[i] = low[i];
+            above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 4);
+        }
+        look_up_16(level, index, above, book->plane, 2048);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             vi scale[2], of[4], move[4];
             DOT_UNROLL for (unsigned s = 0; s < 2; s++) { /* 2 (b + i) + s */
-                const int at = (int)(((b + i) / 2 % 2) * 16 + ((b + i) % 2 * 2 + s) * 3);
-                const vi word = tail[2 + (b + i) / 4];
+                const int at = (int)(i / 2 * 16 + (i % 2 * 2 + s) * 3);
+                const vi word = tail[2 + b / 4];
                 scale[s] = vi_and_or(at ? vi_shr(word, at - 1) : vi_shl(word, 1), vi_splat(14), vi_splat(1));
             }
             vi_store(out->min[b + i], vi_or(scale[0], vi_shl(scale[1], 16)));
             DOT_UNROLL for (int j = 0; j < 4; j++) {
-                const vi down = vi_sar(vi_shl(high[(b + i) / 2], 28 - (int)(i % 2 * 16) - 4 * j), 31);
+                const vi down = vi_sar(vi_shl(high[b / 2 + i / 2], 28 - (int)(i % 2 * 16) - 4 * j), 31);
                 of[j] = scale[j / 2];
                 move[j] = _mm512_andnot_si512(down, vi_mul(of[j], vi_splat(0x01010101)));
             }
-            put_moved_points(out, 8 * (b + i), x.first[i], x.second[i], of, move);
+            put_moved_points(out, 8 * (b + i), level[0][i], level[1][i], of, move);
         }
     }
 }

@@ -193,13 +193,15 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi_turn(head, in->d, stride);
     vi_turn(high, in->high, stride);
     iq1_put_d(out, half_at(head, 0));
-    DOT_UNROLL for (unsigned b = 0; b < N_SUB; b += 4) {
-        dot_levels x;
+    for (unsigned b = 0; b < N_SUB; b += 4) {
+        vi level[2][4], index[4], above[4];
         vi low[4];
         vi_turn(low, in->low + 4 * b, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++)
-            begin_look_up(&x, i, low[i], cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 3), 2048);
-        look_up_all(&x, 4, book, 2048);
+        DOT_UNROLL for (int i = 0; i < 4; i++) {
+            index[i] = low[i];
+            above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 3);
+        }
+        look_up_16(level, index, above, book->plane, 2048);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             const vi word = high[(b + i) / 2];
             const int at = i % 2 * 16; /* the scale is three bits from bit 12 on, then the shift */
@@ -207,7 +209,7 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
             const vi down = vi_sar(vi_shl(word, 16 - at), 31);
             const vi move = _mm512_andnot_si512(down, vi_mul(scale, vi_splat(0x01010101)));
             vi_store(out->min[b + i], vi_or(scale, vi_shl(scale, 16)));
-            put_moved_points(out, 8 * (b + i), x.first[i], x.second[i], (vi[4]){scale, scale, scale, scale},
+            put_moved_points(out, 8 * (b + i), level[0][i], level[1][i], (vi[4]){scale, scale, scale, scale},
                              (vi[4]){move, move, move, move});
         }
     }

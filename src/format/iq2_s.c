@@ -146,15 +146,18 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi_turn(tail, in->high, stride); /* and the scales */
     const vf d = vf_mul(half_at(head, 0), vf_splat(0.125f));
     for (unsigned i = 0; i < N_SCALES; i++) vf_store(out->scale[i], scale_at(tail[2 + i / 8], i % 8 * 4, d));
-    DOT_UNROLL for (unsigned b = 0; b < 8; b += 4) {
-        dot_levels x;
+    for (unsigned b = 0; b < 8; b += 4) {
+        vi level[2][4], index[4], above[4];
         vi low[4], sign[4];
         vi_turn(low, in->low + 4 * b, stride);
         vi_turn(sign, in->sign + 4 * b, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++) begin_look_up(&x, i, low[i], cut_lanes(tail[b / 4], 8 * i - 1, 2), 1024);
-        look_up_all(&x, 4, book, 1024);
+        DOT_UNROLL for (int i = 0; i < 4; i++) {
+            index[i] = low[i];
+            above[i] = cut_lanes(tail[b / 4], 8 * i - 1, 2);
+        }
+        look_up_16(level, index, above, book->plane, 1024);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++)
-            put_points_of_8(out, 8 * (b + i), false, x.first[i], x.second[i], sign[i], PAIRS_2);
+            put_points_of_8(out, 8 * (b + i), false, level[0][i], level[1][i], sign[i], PAIRS_2);
     }
 }
 #else

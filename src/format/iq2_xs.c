@@ -151,16 +151,19 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     const vf d = vf_mul(half_at(head, 0), vf_splat(0.125f));
     for (unsigned i = 0; i < N_SCALES; i++) vf_store(out->scale[i], scale_at(scale[2 + i / 8], i % 8 * 4, d));
     for (unsigned b = 0; b < 8; b += 4) {
-        dot_levels x;
+        vi level[2][4], index[4], above[4];
         vi word[8], high[4];
         read_words(word, in->points[4 * b], stride, 8);
         DOT_UNROLL for (int i = 0; i < 4; i++) { /* points 0, 2, 1, 3 of each four */
             const vi even = word[2 * i], odd = word[2 * i + 1];
             high[i] = choose_bits(low, words_down(even, 8), odd);
-            begin_look_up(&x, i, choose_bits(low, even, words_up(odd, 8)), _mm512_add_epi8(high[i], high[i]), 512);
+            {
+                index[i] = choose_bits(low, even, words_up(odd, 8));
+                above[i] = _mm512_add_epi8(high[i], high[i]);
+            }
         }
-        look_up_all(&x, 4, book, 512);
-        DOT_UNROLL for (unsigned i = 0; i < 4; i++) put_points_of_8(out, 8 * (b + i), true, x.first[i], x.second[i],
+        look_up_16(level, index, above, book->plane, 512);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) put_points_of_8(out, 8 * (b + i), true, level[0][i], level[1][i],
                                                                     signs_of_seven(words_down(high[i], 1)), PAIRS_2);
     }
 }

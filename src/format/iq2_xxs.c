@@ -152,14 +152,17 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi_turn(head, in->d, stride);
     const vf d = vf_mul(half_at(head, 0), vf_splat(0.125f));
     for (unsigned b = 0; b < N_SCALES; b += 4) {
-        dot_levels x;
+        vi level[2][4], index[4], above[4];
         vi word[8];
         read_words(word, in->words[b], stride, 8);
-        DOT_UNROLL for (int i = 0; i < 4; i++) begin_look_up(&x, i, word[2 * i], vi_splat(0), 256);
-        look_up_all(&x, 4, book, 256);
+        DOT_UNROLL for (int i = 0; i < 4; i++) {
+            index[i] = word[2 * i];
+            above[i] = vi_splat(0);
+        }
+        look_up_16(level, index, above, book->plane, 256);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             const vi signs = word[2 * i + 1];
-            put_points_of_8(out, 8 * (b + i), false, x.first[i], x.second[i], signs_of_seven(cut_lanes(signs, 0, 7)),
+            put_points_of_8(out, 8 * (b + i), false, level[0][i], level[1][i], signs_of_seven(cut_lanes(signs, 0, 7)),
                             PAIRS_2);
             vf_store(out->scale[b + i], scale_at(signs, 28, d));
         }

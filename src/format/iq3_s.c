@@ -146,19 +146,24 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi head[4], high[4], tail[4], sign[N_SUB];
     vi_turn(head, in->d, stride);
     vi_turn(high, in->high, stride); /* two words */
+    high[3] = vi_shr(high[1], 16);
+    high[2] = high[1];
+    high[1] = vi_shr(high[0], 16);
     vi_turn(tail, in->scale - 12, stride);
     read_words(sign, in->sign, stride, N_SUB);
     const vf d = half_at(head, 0);
     for (unsigned b = 0; b < N_SUB; b++) vf_store(out->scale[b], scale_at(tail[3], 4 * b, d));
-    DOT_UNROLL for (unsigned k = 0; k < 16; k += 4) {
-        dot_levels x;
+    for (unsigned k = 0; k < 16; k += 4) {
+        vi level[2][4], index[4], above[4];
         vi low[4];
         vi_turn(low, in->low + 4 * k, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++)
-            begin_look_up(&x, i, low[i], cut_lanes(high[k / 8], (int)(4 * (k % 8)) + 4 * i - 1, 1), 512);
-        look_up_all(&x, 4, book, 512);
+        DOT_UNROLL for (int i = 0; i < 4; i++) {
+            index[i] = low[i];
+            above[i] = cut_lanes(high[k / 4], 4 * i - 1, 1);
+        }
+        look_up_16(level, index, above, book->plane, 512);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++)
-            put_points_of_4(out, 4 * (k + i), x.first[i], x.second[i], sign[(k + i) / 2], i % 2 * 16, ABOVE);
+            put_points_of_4(out, 4 * (k + i), level[0][i], level[1][i], sign[(k + i) / 2], i % 2 * 16, ABOVE);
     }
 }
 #else

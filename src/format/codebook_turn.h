@@ -29,6 +29,14 @@ DOT_INLINE vf scale_at(vi word, unsigned bit, vf d) {
     return vf_mul(d, vi_to_f(vi_and_or(twice, vi_splat(30), vi_splat(1))));
 }
 
+/* 16 of 4 bits as whole numbers, 2 code + 1. */
+DOT_INLINE void put_whole_scales(nib_panel *out, const vi word[2]) {
+    DOT_UNROLL for (int i = 0; i < 8; i++) {
+        const vi twice = cut_lanes(word[i / 4], i % 4 * 8 - 1, 2);
+        vi_store(out->whole[i], vi_and_or(twice, vi_splat(0x001e001e), vi_splat(0x00010001)));
+    }
+}
+
 /* Four points of 8 with levels of 2 bits, two bits for each of columns 4 k .. 4 k + 3 in a byte of first, the four columns
  * after them in second. Points 0 .. 3 follow each other, or, crossed, are 0, 2, 1, 3. table: by level, 4 more for a sign */
 DOT_INLINE void put_points_of_8(nib_panel *out, unsigned k, bool crossed, vi first, vi second, vi sign,

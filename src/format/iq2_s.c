@@ -144,8 +144,8 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi head[4], tail[4];
     vi_turn(head, in->d, stride);
     vi_turn(tail, in->high, stride); /* and the scales */
-    const vf d = vf_mul(half_at(head, 0), vf_splat(0.125f));
-    for (unsigned i = 0; i < N_SCALES; i++) vf_store(out->scale[i], scale_at(tail[2 + i / 8], i % 8 * 4, d));
+    vf_store(out->d, vf_mul(half_at(head, 0), vf_splat(0.125f)));
+    put_whole_scales(out, tail + 2);
     for (unsigned b = 0; b < 8; b += 4) {
         vi level[2][4], index[4], above[4];
         vi low[4], sign[4];
@@ -183,7 +183,7 @@ NIB_FORMATS(iq2_s,
              .activation = NIB_ACT_Q8_256,
              .group = BLOCK / N_SCALES,
              .centre = OFFSET,
-             .shape = {.group = SUB, .centre = OFFSET},
+             .shape = {.group = SUB, .centre = OFFSET, .whole = 43},
              .encode = encode,
              .decode = decode,
              .check = check,

@@ -148,8 +148,8 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi head[4], scale[4];
     vi_turn(head, in->d, stride);
     vi_turn(scale, in->scale - 8, stride);
-    const vf d = vf_mul(half_at(head, 0), vf_splat(0.125f));
-    for (unsigned i = 0; i < N_SCALES; i++) vf_store(out->scale[i], scale_at(scale[2 + i / 8], i % 8 * 4, d));
+    vf_store(out->d, vf_mul(half_at(head, 0), vf_splat(0.125f)));
+    put_whole_scales(out, scale + 2);
     for (unsigned b = 0; b < 8; b += 4) {
         vi level[2][4], index[4], above[4];
         vi word[8], high[4];
@@ -189,7 +189,7 @@ NIB_FORMATS(iq2_xs, {.facts = {.name = "iq2_xs",
                      .activation = NIB_ACT_Q8_256,
                      .group = BLOCK / N_SCALES,
                      .centre = OFFSET,
-                     .shape = {.group = SUB, .centre = OFFSET},
+                     .shape = {.group = SUB, .centre = OFFSET, .whole = 43},
                      .encode = encode,
                      .decode = decode,
                      .check = check,

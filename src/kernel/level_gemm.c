@@ -239,8 +239,6 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
 #define PIN(x)
 #endif
 
-enum { WHOLE_CENTRE = 5 }; /* logarithm of the centre where scales are whole and there are no minimums: q6_k */
-
 /* The same where scales are whole numbers. If the sums over a group fit 16 bits, those of two groups are multiplied with
  * their scales at once: the second group's sum is put into the upper half, then the first one's is added up in the lower
  * half, with an offset that keeps it positive. Else each is multiplied by itself; the results are equal. */
@@ -248,7 +246,7 @@ NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *wo
                           bool fits, size_t row, size_t column, size_t n) {
     const nib_panel *half = work->half + row;
     const int32_t(*minus_sum)[TOKENS] = group == 16 ? work->tile->minus_sum16 : work->tile->minus_sum32;
-#define BEGIN(g) (has_centre ? vi_shl(vi_splat(minus_sum[g][column + j]), WHOLE_CENTRE) : vi_splat(0))
+#define BEGIN(g) (has_centre ? vi_shl_by(vi_splat(minus_sum[g][column + j]), work->centre) : vi_splat(0))
     EACH_COLUMN EACH_VECTOR total[j][v] = vi_splat(0);
     for (size_t pair = 0; pair < K / group / 2; pair++) {
         vi dot[INT_COLUMNS][INT_VECTORS], scales[INT_VECTORS];

@@ -297,5 +297,5 @@ NIB_FORMATS(iq1_m, {.facts = {.name = "iq1_m",
                     .check = check,
                     .unpack = unpack,
                     .turn = NIB_BOOK_DOT_OF(turn),
-                    .dot_tokens = 3,
+                    .dot_tokens = 5,
                     .dot = NIB_BOOK_DOT_OF(dot)});

@@ -242,5 +242,5 @@ NIB_FORMATS(iq1_s,
              .check = check,
              .unpack = unpack,
              .turn = NIB_BOOK_DOT_OF(turn),
-             .dot_tokens = 3,
+             .dot_tokens = 5,
              .dot = NIB_BOOK_DOT_OF(dot)});

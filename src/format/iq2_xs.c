@@ -195,5 +195,5 @@ NIB_FORMATS(iq2_xs, {.facts = {.name = "iq2_xs",
                      .check = check,
                      .unpack = unpack,
                      .turn = NIB_BOOK_DOT_OF(turn),
-                     .dot_tokens = 3,
+                     .dot_tokens = 5,
                      .dot = NIB_BOOK_DOT_OF(dot)});

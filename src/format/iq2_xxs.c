@@ -199,5 +199,5 @@ NIB_FORMATS(
      .check = check,
      .unpack = unpack,
      .turn = NIB_BOOK_DOT_OF(turn),
-     .dot_tokens = 3,
+     .dot_tokens = 4,
      .dot = NIB_BOOK_DOT_OF(dot)});

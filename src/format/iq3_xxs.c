@@ -193,5 +193,5 @@ NIB_FORMATS(iq3_xxs, {.facts = {.name = "iq3_xxs",
                       .check = check,
                       .unpack = unpack,
                       .turn = NIB_BOOK_DOT_OF(turn),
-                      .dot_tokens = 3,
+                      .dot_tokens = 5,
                       .dot = NIB_BOOK_DOT_OF(dot)});

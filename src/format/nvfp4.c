@@ -150,5 +150,5 @@ NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
                     .decode = decode,
                     .unpack = unpack,
                     .turn = turn,
-                    .dot_tokens = 3,
+                    .dot_tokens = 4,
                     .dot = NIB_DOT(dot)});

@@ -169,5 +169,5 @@ NIB_FORMATS(q4_1, {.facts = {.name = "q4_1",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-                   .dot_tokens = 3,
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

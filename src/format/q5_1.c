@@ -170,5 +170,5 @@ NIB_FORMATS(q5_1, {.facts = {.name = "q5_1",
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
-                   .dot_tokens = 3,
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

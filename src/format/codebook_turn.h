@@ -23,7 +23,7 @@ DOT_INLINE vi look_up_low_4(const uint8_t table[16], vi x) {
     return _mm512_permutexvar_epi8(x, _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table)));
 }
 
-/* The scale codes at bit 4 b of lanes, as d * (2 code + 1). */
+/* The 4 bits of lanes from `bit` on, a scale's code: d * (2 code + 1). */
 DOT_INLINE vf scale_at(vi word, unsigned bit, vf d) {
     const vi twice = bit ? vi_shr(word, (int)bit - 1) : vi_shl(word, 1);
     return vf_mul(d, vi_to_f(vi_and_or(twice, vi_splat(30), vi_splat(1))));
@@ -89,38 +89,29 @@ DOT_INLINE vi pick_256(const vi table[4], vi index) {
     return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), _mm512_permutex2var_epi8(table[0], index, table[1]),
                                   _mm512_permutex2var_epi8(table[2], index, table[3]));
 }
-/* Levels of 16 points of every row, whose indices are eight low bits and those of high from bit 1 on. Tables are loaded once
- * for all. */
-DOT_INLINE void look_up_16(vi level[2][4], const vi index[4], const vi high[4], const uint8_t *plane, int n_points) {
+/* Levels of 16 points of every row, whose indices are eight low bits and, of more than 256 points, those of high from bit 1
+ * on. Tables are loaded once for all: whole planes of small books, of large ones a quarter at a time. */
+DOT_INLINE void look_up_16(vi level[2][4], const vi index[4], const vi *high, const uint8_t *plane, int n_points) {
     if (n_points > 512) {
         dot_levels x;
         DOT_UNROLL for (int i = 0; i < 4; i++) begin_look_up(&x, i, index[i], high[i], n_points);
         x.quarter = vi_splat(0);
-        _Pragma("GCC unroll 1") for (int q = 0; q < n_points / 128; q++, plane += 128)
-            look_up_next(&x, 4, 1, plane, n_points);
+        _Pragma("GCC unroll 1") for (int q = 0; q < n_points / 128; q++) /* unrolled, vectors would leave registers */
+            look_up_next(&x, 4, 1, plane + 128 * q, n_points);
         DOT_UNROLL for (int i = 0; i < 4; i++) {
             level[0][i] = x.first[i];
             level[1][i] = x.second[i];
         }
         return;
     }
-    const int n_here = n_points < 512 ? n_points : 512;
-    for (int half = 0; half < 2; half++) {
-        _Pragma("GCC unroll 1") for (int first = 0; first < n_points; first += n_here, plane += n_here) {
-            vi table[8];
-            DOT_UNROLL for (int i = 0; i < n_here / 64; i++) table[i] = kept(vi_load(plane + 64 * i));
-            DOT_UNROLL for (int i = 0; i < 4; i++) {
-                vi here = pick_256(table, index[i]);
-                if (n_points > 256)
-                    here = _mm512_mask_blend_epi8(_mm512_test_epi8_mask(high[i], vi_of_byte(2)), here,
-                                                  pick_256(table + 4, index[i]));
-                if (first) {
-                    const vi which = vi_and(high[i], vi_of_byte((uint8_t)(n_points / 128 - 4)));
-                    const __mmask64 is_here = _mm512_cmpeq_epi8_mask(which, vi_of_byte((uint8_t)(first / 128)));
-                    here = _mm512_mask_blend_epi8(is_here, level[half][i], here);
-                }
-                level[half][i] = here;
-            }
+    DOT_UNROLL for (int half = 0; half < 2; half++, plane += n_points) {
+        vi table[8];
+        DOT_UNROLL for (int i = 0; i < n_points / 64; i++) table[i] = kept(vi_load(plane + 64 * i));
+        DOT_UNROLL for (int i = 0; i < 4; i++) {
+            level[half][i] = pick_256(table, index[i]);
+            if (n_points == 256) continue;
+            const __mmask64 is_above = _mm512_test_epi8_mask(high[i], vi_of_byte(2));
+            level[half][i] = _mm512_mask_blend_epi8(is_above, level[half][i], pick_256(table + 4, index[i]));
         }
     }
 }

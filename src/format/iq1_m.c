@@ -245,14 +245,10 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
         vi_or(d, vi_shl(vi_and(vi_shr(tail[2 + a / 2], a % 2 * 16 + 12), vi_splat(15)), 4 * a));
     iq1_put_d(out, vf_from_low_f16(d));
     for (unsigned b = 0; b < 8; b += 4) {
-        vi level[2][4], index[4], above[4];
-        vi low[4];
+        vi level[2][4], low[4], above[4];
         vi_turn(low, in->low + 4 * b, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++) {
-            index[i] = low[i];
-            above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 4);
-        }
-        look_up_16(level, index, above, book->plane, 2048);
+        DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 4);
+        look_up_16(level, low, above, book->plane, 2048);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             vi scale[2], of[4], move[4];
             DOT_UNROLL for (unsigned s = 0; s < 2; s++) { /* 2 (b + i) + s */

@@ -194,14 +194,10 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi_turn(high, in->high, stride);
     iq1_put_d(out, half_at(head, 0));
     for (unsigned b = 0; b < N_SUB; b += 4) {
-        vi level[2][4], index[4], above[4];
-        vi low[4];
+        vi level[2][4], low[4], above[4];
         vi_turn(low, in->low + 4 * b, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++) {
-            index[i] = low[i];
-            above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 3);
-        }
-        look_up_16(level, index, above, book->plane, 2048);
+        DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 3);
+        look_up_16(level, low, above, book->plane, 2048);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             const vi word = high[(b + i) / 2];
             const int at = i % 2 * 16; /* the scale is three bits from bit 12 on, then the shift */

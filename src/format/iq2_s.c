@@ -147,15 +147,11 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vf_store(out->d, vf_mul(half_at(head, 0), vf_splat(0.125f)));
     put_whole_scales(out, tail + 2);
     for (unsigned b = 0; b < 8; b += 4) {
-        vi level[2][4], index[4], above[4];
-        vi low[4], sign[4];
+        vi level[2][4], low[4], above[4], sign[4];
         vi_turn(low, in->low + 4 * b, stride);
         vi_turn(sign, in->sign + 4 * b, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++) {
-            index[i] = low[i];
-            above[i] = cut_lanes(tail[b / 4], 8 * i - 1, 2);
-        }
-        look_up_16(level, index, above, book->plane, 1024);
+        DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(tail[b / 4], 8 * i - 1, 2);
+        look_up_16(level, low, above, book->plane, 1024);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++)
             put_points_of_8(out, 8 * (b + i), false, level[0][i], level[1][i], sign[i], PAIRS_2);
     }

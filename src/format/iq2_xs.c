@@ -151,16 +151,13 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vf_store(out->d, vf_mul(half_at(head, 0), vf_splat(0.125f)));
     put_whole_scales(out, scale + 2);
     for (unsigned b = 0; b < 8; b += 4) {
-        vi level[2][4], index[4], above[4];
-        vi word[8], high[4];
+        vi level[2][4], index[4], above[4], word[8], high[4];
         read_words(word, in->points[4 * b], stride, 8);
         DOT_UNROLL for (int i = 0; i < 4; i++) { /* points 0, 2, 1, 3 of each four */
             const vi even = word[2 * i], odd = word[2 * i + 1];
             high[i] = choose_bits(low, words_down(even, 8), odd);
-            {
-                index[i] = choose_bits(low, even, words_up(odd, 8));
-                above[i] = _mm512_add_epi8(high[i], high[i]);
-            }
+            index[i] = choose_bits(low, even, words_up(odd, 8));
+            above[i] = words_up(high[i], 1);
         }
         look_up_16(level, index, above, book->plane, 512);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) put_points_of_8(out, 8 * (b + i), true, level[0][i], level[1][i],

@@ -152,14 +152,10 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi_turn(head, in->d, stride);
     const vf d = vf_mul(half_at(head, 0), vf_splat(0.125f));
     for (unsigned b = 0; b < N_SCALES; b += 4) {
-        vi level[2][4], index[4], above[4];
-        vi word[8];
+        vi level[2][4], index[4], word[8];
         read_words(word, in->words[b], stride, 8);
-        DOT_UNROLL for (int i = 0; i < 4; i++) {
-            index[i] = word[2 * i];
-            above[i] = vi_splat(0);
-        }
-        look_up_16(level, index, above, book->plane, 256);
+        DOT_UNROLL for (int i = 0; i < 4; i++) index[i] = word[2 * i];
+        look_up_16(level, index, NULL, book->plane, 256);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             const vi signs = word[2 * i + 1];
             put_points_of_8(out, 8 * (b + i), false, level[0][i], level[1][i], signs_of_seven(cut_lanes(signs, 0, 7)),

@@ -154,14 +154,10 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     const vf d = half_at(head, 0);
     for (unsigned b = 0; b < N_SUB; b++) vf_store(out->scale[b], scale_at(tail[3], 4 * b, d));
     for (unsigned k = 0; k < 16; k += 4) {
-        vi level[2][4], index[4], above[4];
-        vi low[4];
+        vi level[2][4], low[4], above[4];
         vi_turn(low, in->low + 4 * k, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++) {
-            index[i] = low[i];
-            above[i] = cut_lanes(high[k / 4], 4 * i - 1, 1);
-        }
-        look_up_16(level, index, above, book->plane, 512);
+        DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(high[k / 4], 4 * i - 1, 1);
+        look_up_16(level, low, above, book->plane, 512);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++)
             put_points_of_4(out, 4 * (k + i), level[0][i], level[1][i], sign[(k + i) / 2], i % 2 * 16, ABOVE);
     }

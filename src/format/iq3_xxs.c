@@ -153,14 +153,9 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
         signs[b] = signs_of_seven(cut_lanes(signs[b], 0, 7));
     }
     for (unsigned k = 0; k < 16; k += 4) {
-        vi level[2][4], index[4], above[4];
-        vi point[4];
+        vi level[2][4], point[4];
         vi_turn(point, in->point + 4 * k, stride);
-        DOT_UNROLL for (int i = 0; i < 4; i++) {
-            index[i] = point[i];
-            above[i] = vi_splat(0);
-        }
-        look_up_16(level, index, above, book->plane, 256);
+        look_up_16(level, point, NULL, book->plane, 256);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++)
             put_points_of_4(out, 4 * (k + i), level[0][i], level[1][i], signs[(k + i) / 2], i % 2 * 16, ABOVE);
     }

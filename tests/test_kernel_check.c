@@ -1,7 +1,7 @@
 /* The kernel check: what every number format must do on every level, driven by the tables of formats and levels alone.
  *
- *     blocks    encode and decode give the bytes of the portable level, unpack the values of decode; special blocks, any
- *               bytes, random blocks; nothing before or behind the buffers is touched (pages nobody may read)
+ *     blocks    encode and decode give the bytes of the portable level, unpack and turn the values of decode; special blocks,
+ *               any bytes, random blocks; nothing before or behind the buffers is touched (pages nobody may read)
  *     hash      one SHA-256 over encodings of rows made from a seed: a constant for every compiler, level, thread count
  *     products  nib_linear, rows and panels, both paths, odd sizes: within TOLERANCE of the double sum of its terms
  *
@@ -186,7 +186,7 @@ static void special_row(special kind, uint64_t *seed, float *x, size_t n) {
 
 /* One thread's buffers. */
 typedef struct bench {
-    guarded x, importance, packed, decoded, codes;
+    guarded x, importance, packed, decoded, codes, rows, panel;
     uint8_t first_packed[MAX_BYTES];
     float first_decoded[MAX_ROW];
 } bench;
@@ -197,6 +197,8 @@ static void bench_init(bench *b) {
     b->packed = guard_new(MAX_BYTES);
     b->decoded = guard_new(MAX_ROW * sizeof(float));
     b->codes = guard_new(sizeof(nib_codes));
+    b->rows = guard_new(MAX_BYTES);
+    b->panel = guard_new(sizeof(nib_panel));
 }
 static void bench_fini(bench *b) {
     guard_free(&b->x);
@@ -204,6 +206,8 @@ static void bench_fini(bench *b) {
     guard_free(&b->packed);
     guard_free(&b->decoded);
     guard_free(&b->codes);
+    guard_free(&b->rows);
+    guard_free(&b->panel);
 }
 
 /* Same bits, except that any NaN equals any NaN. */
@@ -236,7 +240,47 @@ static void check_unpack(bench *b, unsigned level, const nib_format *format, con
     }
 }
 
-/* Decodes, checks and unpacks b->first_packed, whatever bytes they are, on every level. */
+/* What a panel says of one weight, and how large its terms are. */
+typedef struct panel_weight {
+    float value, size;
+} panel_weight;
+
+static panel_weight weight_in(const nib_panel *panel, const nib_format *format, size_t row, size_t column) {
+    const nib_panel_shape *shape = &format->shape;
+    const size_t g = column / shape->group, m = shape->min_group ? column / shape->min_group : 0;
+    const float scale = shape->whole ? panel->d[row] * (float)panel->whole[g / 2][row][g % 2] : panel->scale[g][row];
+    float minus_min = 0;
+    if (shape->min_group)
+        minus_min = format->activation == NIB_ACT_Q8_32
+                        ? panel->minus_min[m][row]
+                        : panel->minus_d_min[row] * (float)panel->min[m / 2][row][m % 2];
+    return (panel_weight){scale * (float)(panel->code[column / 4][row][column % 4] - shape->centre) + minus_min,
+                          fabsf(scale) * 256 + fabsf(minus_min)};
+}
+
+/* The same for 16 rows, which are the 256s of packed in turn. */
+static void check_turn(bench *b, unsigned level, const nib_format *format, const uint8_t *packed, size_t n,
+                       bool is_sound, bool at_front) {
+    enum { ROWS = 16 };
+    const size_t n_parts = n / NIB_PANEL_K, bytes = nib_format_row_bytes(format, NIB_PANEL_K);
+    nib_panel *panel = guard_place(&b->panel, sizeof *panel, false);
+    uint8_t *rows = guard_place(&b->rows, ROWS * bytes, at_front);
+    if (!n_parts) return;
+    for (size_t r = 0; r < ROWS; r++) memcpy(rows + r * bytes, packed + r % n_parts * bytes, bytes);
+    at(format, level, "turn", n);
+    format->turn(format, panel, rows, bytes);
+    for (size_t r = 0; r < ROWS && is_sound; r++)
+        for (size_t i = 0; i < NIB_PANEL_K; i++) {
+            const panel_weight weight = weight_in(panel, format, r, i);
+            const float decoded = b->first_decoded[r % n_parts * NIB_PANEL_K + i];
+            if (!(fabsf(weight.value - decoded) <= weight.size * 0x1p-22f) && isfinite(weight.size) &&
+                isfinite(decoded))
+                failed("%s, level %s: weight %zu of row %zu: turn %g, decode %g", format->facts.name, place.level, i, r,
+                       weight.value, decoded);
+        }
+}
+
+/* Decodes, checks, unpacks and turns b->first_packed, whatever bytes they are, on every level. */
 static void decode_everywhere(bench *b, unsigned index, size_t n, bool at_front) {
     const nib_format *lowest = nib_format_at_level(index, 0);
     const size_t n_bytes = nib_format_row_bytes(lowest, n);
@@ -257,6 +301,7 @@ static void decode_everywhere(bench *b, unsigned index, size_t n, bool at_front)
         if (format->check && format->check(format, packed, n) != first)
             failed("%s: level %s has another verdict on %zu weights", format->facts.name, place.level, n);
         if (format->unpack) check_unpack(b, level, format, packed, n, first == NIB_VERDICT_OK);
+        if (format->turn) check_turn(b, level, format, packed, n, first == NIB_VERDICT_OK, at_front);
     }
     if (memcmp(packed, b->first_packed, n_bytes) != 0) failed("%s: the source has changed", lowest->facts.name);
 }
@@ -327,7 +372,7 @@ typedef struct block_job {
 } block_job;
 
 static size_t row_length(const nib_format *format, uint64_t row) {
-    static const unsigned char n_blocks[] = {4, 1, 5, 2, 8, 3, 7, 2};
+    static const unsigned char n_blocks[] = {4, 1, 5, 2, 8, 3, 7, 4};
     return format->facts.block * (format->facts.block < 128 ? 2 : 1) * (size_t)n_blocks[row % 8];
 }
 

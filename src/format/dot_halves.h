@@ -164,11 +164,12 @@ DOT_INLINE vhf vhf_of_exponents(uint64_t bytes) {
     const vh high = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(e, half), bias), 23);
     return _mm256_mul_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high));
 }
-/* The low 7 bits of bytes moved up as the bits of floats; 0 where all are set. */
+/* The low 7 bits of bytes moved up as the bits of floats; 0 where a byte is 0x7f. */
 DOT_INLINE vhf vhf_of_bits(uint64_t bytes, int shift) {
     const vh all = _mm256_set1_epi32(0x7f);
-    const vh x = _mm256_and_si256(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes)), all);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_andnot_si256(_mm256_cmpeq_epi32(x, all), x), shift));
+    const vh x = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
+    const vh low = _mm256_and_si256(x, all);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_andnot_si256(_mm256_cmpeq_epi32(x, all), low), shift));
 }
 
 /* sum + codes . activations */

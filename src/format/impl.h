@@ -32,8 +32,8 @@ typedef struct nib_codes {
  *
  *     weight = scale[column / group] * (code - centre)  -  d_min * min[column / min_group]
  *
- * Scales are floats, or whole numbers times a float d; minimums are whole numbers, for the k-quants' kind of formats.
- * Whole numbers stand in pairs. */
+ * Scales are floats, or whole numbers times a float d; minimums are whole numbers, for the k-quants' kind of formats, or
+ * floats without d_min where activations have a scale per 32. Whole numbers stand in pairs. */
 typedef struct nib_panel_shape {
     uint16_t group;     /* 16, 32 or 256 (the sub-blocks' scales are in the codes) */
     uint16_t centre;    /* 0 or a power of two */
@@ -50,8 +50,13 @@ typedef struct nib_panel {
             float d[16];
         };
     };
-    int16_t min[NIB_PANEL_K / 32][16][2];
-    float minus_d_min[16];
+    union {
+        struct {
+            int16_t min[NIB_PANEL_K / 32][16][2];
+            float minus_d_min[16];
+        };
+        float minus_min[NIB_PANEL_K / 32][16];
+    };
 } nib_panel;
 
 enum {

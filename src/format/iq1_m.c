@@ -7,7 +7,7 @@
  *         weights 8 k ..     | bit 3: shift[k] is -1, else 1   |                    | d, an f16
  *                                                                               56 bytes, 1.75 bits per weight
  */
-#include "format/codebook_dot.h"
+#include "format/codebook_turn.h"
 #include "format/iq1.h"
 
 enum { BLOCK = IQ1_BLOCK, SUB = 16, N_SUB = BLOCK / SUB, N_POINTS = BLOCK / IQ1_POINT, N_WAYS = 4 };
@@ -233,6 +233,39 @@ DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
     *d = load_half(half) * 0.125f;
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
+
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048);
+    vi high[4], tail[4], d = vi_splat(0);
+    vi_turn(high, in->high, stride);
+    vi_turn(tail, in->high + 8, stride); /* ends with the scales */
+    DOT_UNROLL for (int a = 0; a < 4; a++) d =
+        vi_or(d, vi_shl(vi_and(vi_shr(tail[2 + a / 2], a % 2 * 16 + 12), vi_splat(15)), 4 * a));
+    iq1_put_d(out, vf_from_low_f16(d));
+    for (unsigned b = 0; b < 8; b += 4) {
+        vi level[2][4], low[4], above[4];
+        vi_turn(low, in->low + 4 * b, stride);
+        DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 4);
+        look_up_16(level, low, above, book->plane, 2048);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
+            vi scale[2], of[4], move[4];
+            DOT_UNROLL for (unsigned s = 0; s < 2; s++) { /* 2 (b + i) + s */
+                const int at = (int)(i / 2 * 16 + (i % 2 * 2 + s) * 3);
+                const vi word = tail[2 + b / 4];
+                scale[s] = vi_and_or(at ? vi_shr(word, at - 1) : vi_shl(word, 1), vi_splat(14), vi_splat(1));
+            }
+            vi_store(out->min[b + i], vi_or(scale[0], vi_shl(scale[1], 16)));
+            DOT_UNROLL for (int j = 0; j < 4; j++) {
+                const vi down = vi_sar(vi_shl(high[b / 2 + i / 2], 28 - (int)(i % 2 * 16) - 4 * j), 31);
+                of[j] = scale[j / 2];
+                move[j] = _mm512_andnot_si512(down, vi_mul(of[j], vi_splat(0x01010101)));
+            }
+            put_moved_points(out, 8 * (b + i), level[0][i], level[1][i], of, move);
+        }
+    }
+}
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
@@ -254,8 +287,11 @@ NIB_FORMATS(iq1_m, {.facts = {.name = "iq1_m",
                               .can_decode = true},
                     .activation = NIB_ACT_Q8_256,
                     .group = SUB,
+                    .shape = {.group = 256, .min_group = 16},
                     .encode = encode,
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
+                    .turn = NIB_BOOK_DOT_OF(turn),
+                    .dot_tokens = 5,
                     .dot = NIB_BOOK_DOT_OF(dot)});

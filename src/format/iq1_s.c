@@ -6,7 +6,7 @@
  *         f16  | 0-7 of the point of  | bits 8-10 of that    | scale[b]  | else 1
  *              | weights 32 b + 8 l.. | point                |        50 bytes, 1.5625 bits per weight
  */
-#include "format/codebook_dot.h"
+#include "format/codebook_turn.h"
 #include "format/iq1.h"
 
 enum { BLOCK = IQ1_BLOCK, SUB = 32, N_SUB = BLOCK / SUB, N_POINTS = SUB / IQ1_POINT };
@@ -184,6 +184,32 @@ DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
     *d = half_before(in->d) * 0.125f;
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
+
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048);
+    vi head[4], high[4];
+    vi_turn(head, in->d, stride);
+    vi_turn(high, in->high, stride);
+    iq1_put_d(out, half_at(head, 0));
+    for (unsigned b = 0; b < N_SUB; b += 4) {
+        vi level[2][4], low[4], above[4];
+        vi_turn(low, in->low + 4 * b, stride);
+        DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(high[b / 2 + (unsigned)i / 2], i % 2 * 16 - 1, 3);
+        look_up_16(level, low, above, book->plane, 2048);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
+            const vi word = high[(b + i) / 2];
+            const int at = i % 2 * 16; /* the scale is three bits from bit 12 on, then the shift */
+            const vi scale = vi_and_or(vi_shr(word, at + 11), vi_splat(14), vi_splat(1));
+            const vi down = vi_sar(vi_shl(word, 16 - at), 31);
+            const vi move = _mm512_andnot_si512(down, vi_mul(scale, vi_splat(0x01010101)));
+            vi_store(out->min[b + i], vi_or(scale, vi_shl(scale, 16)));
+            put_moved_points(out, 8 * (b + i), level[0][i], level[1][i], (vi[4]){scale, scale, scale, scale},
+                             (vi[4]){move, move, move, move});
+        }
+    }
+}
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
@@ -206,8 +232,11 @@ NIB_FORMATS(iq1_s,
                        .can_decode = true},
              .activation = NIB_ACT_Q8_256,
              .group = SUB,
+             .shape = {.group = 256, .min_group = 16},
              .encode = encode,
              .decode = decode,
              .check = check,
              .unpack = unpack,
+             .turn = NIB_BOOK_DOT_OF(turn),
+             .dot_tokens = 5,
              .dot = NIB_BOOK_DOT_OF(dot)});

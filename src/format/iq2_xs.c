@@ -5,8 +5,8 @@
  *         d    | bits 0-8: point | bits 9-15: signs of  | byte b: scale[2b+1] : scale[2b]
  *         f16  |                 | the first 7          |                          74 bytes, 2.3125 bits per weight
  */
-#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
+#include "format/codebook_turn.h"
 
 enum { BLOCK = 256, SUB = 16, N_SCALES = BLOCK / SUB };
 
@@ -139,6 +139,31 @@ DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
     *d = half_before(in->d) * 0.125f;
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_512, 8, 512, SUB, codes_of_pairs)
+
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_512);
+    const vi low = vi_splat(0x00ff00ff);
+    vi head[4], scale[4];
+    vi_turn(head, in->d, stride);
+    vi_turn(scale, in->scale - 8, stride);
+    vf_store(out->d, vf_mul(half_at(head, 0), vf_splat(0.125f)));
+    put_whole_scales(out, scale + 2);
+    for (unsigned b = 0; b < 8; b += 4) {
+        vi level[2][4], index[4], above[4], word[8], high[4];
+        read_words(word, in->points[4 * b], stride, 8);
+        DOT_UNROLL for (int i = 0; i < 4; i++) { /* points 0, 2, 1, 3 of each four */
+            const vi even = word[2 * i], odd = word[2 * i + 1];
+            high[i] = choose_bits(low, words_down(even, 8), odd);
+            index[i] = choose_bits(low, even, words_up(odd, 8));
+            above[i] = words_up(high[i], 1);
+        }
+        look_up_16(level, index, above, book->plane, 512);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) put_points_of_8(out, 8 * (b + i), true, level[0][i], level[1][i],
+                                                                    signs_of_seven(words_down(high[i], 1)), PAIRS_2);
+    }
+}
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -161,8 +186,11 @@ NIB_FORMATS(iq2_xs, {.facts = {.name = "iq2_xs",
                      .activation = NIB_ACT_Q8_256,
                      .group = BLOCK / N_SCALES,
                      .centre = OFFSET,
+                     .shape = {.group = SUB, .centre = OFFSET, .whole = 43},
                      .encode = encode,
                      .decode = decode,
                      .check = check,
                      .unpack = unpack,
+                     .turn = NIB_BOOK_DOT_OF(turn),
+                     .dot_tokens = 5,
                      .dot = NIB_BOOK_DOT_OF(dot)});

@@ -5,8 +5,8 @@
  *         d    | byte l: point of weights | bits 7l .. 7l + 6: signs of | bits 28..31:
  *         f16  | 32 b + 8 l ..            | weights 8 l .. 8 l + 6      | scale[b]     66 bytes, 2.0625 bits per weight
  */
-#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
+#include "format/codebook_turn.h"
 
 enum { BLOCK = 256, SUB = 32, N_SCALES = BLOCK / SUB };
 
@@ -143,6 +143,27 @@ DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
     *d = half_before(in->d) * 0.125f;
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_256, 8, 256, SUB, codes_of_pairs)
+
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_256);
+    vi head[4];
+    vi_turn(head, in->d, stride);
+    const vf d = vf_mul(half_at(head, 0), vf_splat(0.125f));
+    for (unsigned b = 0; b < N_SCALES; b += 4) {
+        vi level[2][4], index[4], word[8];
+        read_words(word, in->words[b], stride, 8);
+        DOT_UNROLL for (int i = 0; i < 4; i++) index[i] = word[2 * i];
+        look_up_16(level, index, NULL, book->plane, 256);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
+            const vi signs = word[2 * i + 1];
+            put_points_of_8(out, 8 * (b + i), false, level[0][i], level[1][i], signs_of_seven(cut_lanes(signs, 0, 7)),
+                            PAIRS_2);
+            vf_store(out->scale[b + i], scale_at(signs, 28, d));
+        }
+    }
+}
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -168,8 +189,11 @@ NIB_FORMATS(
      .activation = NIB_ACT_Q8_256,
      .group = BLOCK / N_SCALES,
      .centre = OFFSET,
+     .shape = {.group = SUB, .centre = OFFSET},
      .encode = encode,
      .decode = decode,
      .check = check,
      .unpack = unpack,
+     .turn = NIB_BOOK_DOT_OF(turn),
+     .dot_tokens = 4,
      .dot = NIB_BOOK_DOT_OF(dot)});

@@ -6,8 +6,8 @@
  *         f16  | 0-7 of the point of | bit 8 of that point  | sign of weight       | scale[2b]
  *              | weights 32 b + 4 k  |                      | 8 g + i     110 bytes, 3.4375 bits per weight
  */
-#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
+#include "format/codebook_turn.h"
 
 enum { BLOCK = 256, SUB = 32, N_SUB = BLOCK / SUB };
 
@@ -138,6 +138,30 @@ DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
     codes_of_4(code, level, sign, ABOVE);
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_512, 4, 512, SUB, codes)
+
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512);
+    vi head[4], high[4], tail[4], sign[N_SUB];
+    vi_turn(head, in->d, stride);
+    vi_turn(high, in->high, stride); /* two words */
+    high[3] = vi_shr(high[1], 16);
+    high[2] = high[1];
+    high[1] = vi_shr(high[0], 16);
+    vi_turn(tail, in->scale - 12, stride);
+    read_words(sign, in->sign, stride, N_SUB);
+    const vf d = half_at(head, 0);
+    for (unsigned b = 0; b < N_SUB; b++) vf_store(out->scale[b], scale_at(tail[3], 4 * b, d));
+    for (unsigned k = 0; k < 16; k += 4) {
+        vi level[2][4], low[4], above[4];
+        vi_turn(low, in->low + 4 * k, stride);
+        DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(high[k / 4], 4 * i - 1, 1);
+        look_up_16(level, low, above, book->plane, 512);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++)
+            put_points_of_4(out, 4 * (k + i), level[0][i], level[1][i], sign[(k + i) / 2], i % 2 * 16, ABOVE);
+    }
+}
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -160,8 +184,11 @@ NIB_FORMATS(iq3_s, {.facts = {.name = "iq3_s",
                     .activation = NIB_ACT_Q8_256,
                     .group = SUB,
                     .centre = OFFSET,
+                    .shape = {.group = SUB, .centre = OFFSET},
                     .encode = encode,
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
+                    .turn = NIB_BOOK_DOT_OF(turn),
+                    .dot_tokens = 5,
                     .dot = NIB_BOOK_DOT_OF(dot)});

@@ -6,8 +6,8 @@
  *         f16  | point of weights   | weights 8 l .. 8 l + 6         | scale[b]
  *              | 32 b + 4 k ..      |                              98 bytes, 3.0625 bits per weight
  */
-#include "format/codebook_dot.h"
 #include "format/codebook_search.h"
+#include "format/codebook_turn.h"
 
 enum { BLOCK = 256, SUB = 32, N_SUB = BLOCK / SUB };
 
@@ -139,6 +139,27 @@ DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
     codes_of_4(code, level, sign, ABOVE);
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_256, 4, 256, SUB, codes)
+
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_256);
+    vi head[4], signs[N_SUB];
+    vi_turn(head, in->d, stride);
+    read_words(signs, in->signs, stride, N_SUB);
+    const vf d = vf_mul(half_at(head, 0), vf_splat(0.25f));
+    for (unsigned b = 0; b < N_SUB; b++) {
+        vf_store(out->scale[b], scale_at(signs[b], 28, d));
+        signs[b] = signs_of_seven(cut_lanes(signs[b], 0, 7));
+    }
+    for (unsigned k = 0; k < 16; k += 4) {
+        vi level[2][4], point[4];
+        vi_turn(point, in->point + 4 * k, stride);
+        look_up_16(level, point, NULL, book->plane, 256);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++)
+            put_points_of_4(out, 4 * (k + i), level[0][i], level[1][i], signs[(k + i) / 2], i % 2 * 16, ABOVE);
+    }
+}
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -161,8 +182,11 @@ NIB_FORMATS(iq3_xxs, {.facts = {.name = "iq3_xxs",
                       .activation = NIB_ACT_Q8_256,
                       .group = SUB,
                       .centre = OFFSET,
+                      .shape = {.group = SUB, .centre = OFFSET},
                       .encode = encode,
                       .decode = decode,
                       .check = check,
                       .unpack = unpack,
+                      .turn = NIB_BOOK_DOT_OF(turn),
+                      .dot_tokens = 5,
                       .dot = NIB_BOOK_DOT_OF(dot)});

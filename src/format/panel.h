@@ -56,9 +56,10 @@ static inline void put_looked_up_32(nib_panel *out, unsigned first, const vi *wo
 /* The same with fifth bits: bit i of `high` belongs to code i. */
 static inline void put_five_bits_32(nib_panel *out, unsigned first, const vi *word, unsigned byte, vi high) {
     PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
-        const vi both = word_at(word, byte + 4 * (j % 4));
-        const vi four = vi_and(vi_shr(high, (int)(4 * j)), vi_splat(15));
-        const vi fifth = vi_shl(vi_and(vi_mul(four, vi_splat(0x00204081)), vi_splat(0x01010101)), 4);
+        const vi both = word_at(word, byte + 4 * (j % 4)), eight = vi_shr(high, (int)(j / 2 * 8));
+        const vi spread = j % 2 ? vi_mul(vi_and(eight, vi_splat(0xf0)), vi_splat(0x00204081))
+                                : vi_mul(vi_and(eight, vi_splat(0x0f)), vi_splat(0x02040810));
+        const vi fifth = vi_and(spread, vi_splat(0x10101010));
         put_codes(out, first / 4 + j, vi_or(cut_bytes(both, j < 4 ? 0 : 4, 15), fifth));
     }
 }

@@ -8,6 +8,7 @@
 #include "format/decode.h"
 #include "format/dot_halves.h"
 #include "format/lanes.h"
+#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -123,6 +124,19 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    enum { WORDS = sizeof(block) / 4 };
+    vi word[8 * WORDS];
+    read_words(word, src, stride, 8 * WORDS);
+    PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
+        const vi *its = word + b * WORDS;
+        vf_store(out->scale[b], half_at(its, 0));
+        vf_store(out->minus_min[b], half_at(its, 2));
+        put_five_bits_32(out, b * BLOCK, its, 8, its[1]);
+    }
+}
+
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
@@ -150,8 +164,11 @@ NIB_FORMATS(q5_1, {.facts = {.name = "q5_1",
                              .weighs_rows = true},
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
+                   .shape = {.group = 32, .min_group = 32},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
+                   .turn = turn,
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

@@ -169,6 +169,29 @@ NIB_INLINE void add_minimums(vf total[INT_COLUMNS][INT_VECTORS], const int_work 
     }
 }
 
+/* Sums of activations with their scales, for minimums that are floats. */
+typedef struct scaled_sums {
+    float sum32[K / 32][TOKENS];
+} scaled_sums;
+
+static inline void find_scaled_sums(scaled_sums *out, const nib_int_tile *tile) {
+    _Static_assert(sizeof *out % 64 == 0 && sizeof *out == sizeof tile->scale, "whole vectors");
+    for (size_t i = 0; i < K / 32 * TOKENS; i += 16) {
+        const vi sums = vi_sub(vi_splat(0), vi_load(tile->minus_sum32[0] + i));
+        vf_store(out->sum32[0] + i, vf_mul(vi_to_f(sums), vf_load(tile->scale[0] + i)));
+    }
+}
+
+/* total -= minimums (floats) * sums of activations */
+NIB_INLINE void add_float_minimums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, const scaled_sums *sums,
+                                   size_t row, size_t column, size_t n) {
+    for (size_t g = 0; g < K / 32; g++) {
+        vf minus_min[INT_VECTORS];
+        EACH_VECTOR minus_min[v] = vf_load(work->half[row + v].minus_min[g]);
+        EACH_COLUMN EACH_VECTOR total[j][v] = vf_fma(minus_min[v], vf_splat(sums->sum32[g][column + j]), total[j][v]);
+    }
+}
+
 /* scaled: the activations' scale is in the totals already. */
 NIB_INLINE void add_to_sums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, bool scaled, size_t row,
                             size_t column, size_t n, float *sums, bool first) {
@@ -220,8 +243,6 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
 #define PIN(x)
 #endif
 
-enum { WHOLE_CENTRE = 5 }; /* logarithm of the centre where scales are whole and there are no minimums: q6_k */
-
 /* The same where scales are whole numbers. If the sums over a group fit 16 bits, those of two groups are multiplied with
  * their scales at once: the second group's sum is put into the upper half, then the first one's is added up in the lower
  * half, with an offset that keeps it positive. Else each is multiplied by itself; the results are equal. */
@@ -229,7 +250,7 @@ NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *wo
                           bool fits, size_t row, size_t column, size_t n) {
     const nib_panel *half = work->half + row;
     const int32_t(*minus_sum)[TOKENS] = group == 16 ? work->tile->minus_sum16 : work->tile->minus_sum32;
-#define BEGIN(g) (has_centre ? vi_shl(vi_splat(minus_sum[g][column + j]), WHOLE_CENTRE) : vi_splat(0))
+#define BEGIN(g) (has_centre ? vi_shl_by(vi_splat(minus_sum[g][column + j]), work->centre) : vi_splat(0))
     EACH_COLUMN EACH_VECTOR total[j][v] = vi_splat(0);
     for (size_t pair = 0; pair < K / group / 2; pair++) {
         vi dot[INT_COLUMNS][INT_VECTORS], scales[INT_VECTORS];
@@ -263,8 +284,9 @@ NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *wo
 
 /* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, scales, min_group and n are constants at
  * every call. */
-NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t row,
-                               size_t column, size_t n, float *sums, bool first) {
+NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind scales, size_t min_group,
+                               const scaled_sums *scaled, size_t row, size_t column, size_t n, float *sums,
+                               bool first) {
     vf total[INT_COLUMNS][INT_VECTORS];
     if (scales == SCALES_WHOLE) {
         const int32_t most = group == 16 ? work->tile->most16 : work->tile->most32;
@@ -280,17 +302,22 @@ NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind sc
     } else {
         sum_scaled(total, work, group, scales == SCALES_PER_32, !min_group, row, column, n);
     }
-    if (min_group) add_minimums(total, work, min_group, row, column, n);
+    if (min_group && scales == SCALES_PER_32)
+        add_float_minimums(total, work, scaled, row, column, n);
+    else if (min_group)
+        add_minimums(total, work, min_group, row, column, n);
     add_to_sums(total, work, scales == SCALES_PER_32, row, column, n, sums, first);
 }
 
 NIB_INLINE void tile_ints(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t n_columns,
                           float *sums, bool first) {
     const size_t whole = n_columns / INT_COLUMNS * INT_COLUMNS, rest = n_columns - whole;
+    scaled_sums scaled;
+    if (min_group && scales == SCALES_PER_32) find_scaled_sums(&scaled, work->tile);
     for (size_t row = 0; row < 2; row += INT_VECTORS) {
         for (size_t column = 0; column < whole; column += INT_COLUMNS)
-            tile_ints_part(work, group, scales, min_group, row, column, INT_COLUMNS, sums, first);
-        if (rest) tile_ints_part(work, group, scales, min_group, row, whole, rest, sums, first);
+            tile_ints_part(work, group, scales, min_group, &scaled, row, column, INT_COLUMNS, sums, first);
+        if (rest) tile_ints_part(work, group, scales, min_group, &scaled, row, whole, rest, sums, first);
     }
 }
 
@@ -313,6 +340,7 @@ typedef void int_tile_fn(const int_work *work, float *sums, bool first);
 
 INT_TILES(per_32_group_16, 16, SCALES_PER_32, 0)
 INT_TILES(per_32_group_32, 32, SCALES_PER_32, 0)
+INT_TILES(per_32_min_32, 32, SCALES_PER_32, 32)
 INT_TILES(group_16, 16, SCALES_PER_256, 0)
 INT_TILES(group_32, 32, SCALES_PER_256, 0)
 INT_TILES(whole_16, 16, SCALES_WHOLE, 0)
@@ -321,7 +349,8 @@ INT_TILES(folded, 256, SCALES_PER_256, 0)
 INT_TILES(folded_min_16, 256, SCALES_PER_256, 16)
 
 static int_tile_fn *const *int_tiles_for(nib_route route, const nib_panel_shape *shape) {
-    if (route == NIB_ROUTE_INT_32) return shape->group == 16 ? per_32_group_16 : per_32_group_32;
+    if (route == NIB_ROUTE_INT_32)
+        return shape->group == 16 ? per_32_group_16 : shape->min_group ? per_32_min_32 : per_32_group_32;
     if (shape->whole) return shape->group == 16 ? whole_16 : whole_32_min_32;
     if (shape->group == 256) return shape->min_group ? folded_min_16 : folded;
     return shape->group == 16 ? group_16 : group_32;

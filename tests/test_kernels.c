@@ -178,14 +178,13 @@ typedef struct compared {
 } compared;
 
 static compared compare_rows(const float *base, const float *test, uint32_t n, uint32_t piece) {
-    static float weights[50001];
+    static float terms[50001];
     nib_softmax p = {0}, q = {0};
     nib_divergence divergence = {0};
     for (uint32_t i = 0; i < n; i += piece) {
         const uint32_t n_piece = n - i < piece ? n - i : piece;
-        nib_softmax_add(&p, base + i, n_piece, weights);
-        nib_softmax_add(&q, test + i, n_piece, NULL);
-        nib_divergence_add(&divergence, &p, weights, base + i, test + i, n_piece);
+        nib_softmax_add(&p, base + i, n_piece, terms);
+        nib_divergence_add(&divergence, &p, base + i, terms, &q, test + i, n_piece);
     }
     return (compared){.base_sum = nib_softmax_log_sum(&p),
                       .test_sum = nib_softmax_log_sum(&q),
@@ -239,6 +238,45 @@ static void check_small_divergence(void) {
     nib_free_aligned(test);
 }
 
+/* Each logit less the largest, to the power of e: to seven digits, and nothing where a float has no such numbers. */
+static void check_terms(void) {
+    enum { N = 70001 };
+    float *logits = nib_alloc_aligned(N * sizeof *logits);
+    fenced terms = fenced_new(N);
+    for (int i = 0; i < N; i++) logits[i] = 2 - (float)i * 0x1p-9f;
+    logits[N - 1] = -INFINITY;
+    nib_softmax row = {0};
+    nib_softmax_add(&row, logits, N, terms.values);
+    assert_true(terms.values[0] == 1);
+    for (int i = 0; i < N; i++) {
+        const double x = (double)logits[i] - 2, e = exp(x);
+        if (x < -88.1) assert_true(terms.values[i] == 0);
+        if (x > -87) assert_true(fabs(terms.values[i] - e) <= (2e-7 - 6e-8 * x) * e);
+    }
+    fenced_check_and_free(&terms);
+    nib_free_aligned(logits);
+}
+
+/* Logits that rise all the way, so that each piece has a new largest one; a shift of all, which is no divergence. */
+static void check_rising_logits(void) {
+    enum { N = 3000 };
+    static float base[N], test[N];
+    double expected = 0;
+    for (int i = 0; i < N; i++) {
+        base[i] = (float)i * 0x1p-8f;
+        test[i] = base[i] + (float)(i % 7) * 0x1p-6f;
+    }
+    const double base_sum = log_sum_of(base, N), test_sum = log_sum_of(test, N);
+    for (int i = 0; i < N; i++) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);
+    for (uint32_t piece = 1; piece <= N; piece = 3 * piece + 5) {
+        assert_true(fabs(compare_rows(base, test, N, piece).kld - expected) < 1e-8);
+        assert_true(compare_rows(base, base, N, piece).kld == 0);
+    }
+    for (int i = 0; i < N; i++) test[i] = base[i] - 5;
+    for (uint32_t piece = 1; piece <= N; piece = 3 * piece + 5)
+        assert_true(fabs(compare_rows(base, test, N, piece).kld) < 1e-12);
+}
+
 /* Rows that no model should give. */
 static void check_odd_logits(void) {
     enum { N = 40 };
@@ -259,10 +297,27 @@ static void check_odd_logits(void) {
     for (int i = 0; i < N; i++) base[i] = test[i] = (float)-i;
     test[3] = -INFINITY; /* impossible for test, not for base */
     assert_true(compare_rows(base, test, N, 16).kld == INFINITY);
-    base[20] = NAN;
-    assert_true(isnan(compare_rows(base, base, N, 16).base_sum));
-    base[20] = INFINITY;
-    assert_true(isnan(compare_rows(base, base, N, 16).base_sum));
+    for (int i = 0; i < N; i++) test[i] = -INFINITY;
+    assert_true(compare_rows(base, test, N, 16).kld == INFINITY && compare_rows(test, base, N, 16).kld == 0);
+    for (int i = 0; i < N; i++) test[i] = base[i] + (float)(i % 2);
+    const double expected = compare_rows(base + 17, test + 17, N - 17, N).kld - log_sum_of(test + 17, N - 17);
+    for (int i = 0; i < 17; i++) base[i] = i % 2 ? -INFINITY : -3e38f; /* impossible for base, not all for test */
+    test[0] = test[1] = -INFINITY;
+    for (uint32_t piece = 1; piece <= N; piece += 3)
+        assert_true(fabs(compare_rows(base, test, N, piece).kld - expected - log_sum_of(test, N)) < 1e-6);
+    for (uint32_t at = 0; at < N; at += 13)
+        for (int i = 0; i < 2; i++) {
+            const float before = base[at], odd = i ? INFINITY : NAN;
+            base[at] = odd;
+            for (uint32_t piece = 1; piece <= N; piece += 13) {
+                assert_true(isnan(compare_rows(base, base, N, piece).base_sum));
+                assert_true(isnan(compare_rows(test, base, N, piece).kld));
+                assert_true(isnan(compare_rows(base, test, N, piece).kld));
+            }
+            base[at] = before;
+        }
+    for (int i = 0; i < N; i++) test[i] = NAN;
+    assert_true(isnan(compare_rows(base, test, N, 16).kld) && isnan(compare_rows(test, base, N, 16).kld));
 }
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
@@ -521,6 +576,8 @@ ON_EACH_LEVEL(elements)
 ON_EACH_LEVEL(rope)
 ON_EACH_LEVEL(logits)
 ON_EACH_LEVEL(small_divergence)
+ON_EACH_LEVEL(terms)
+ON_EACH_LEVEL(rising_logits)
 ON_EACH_LEVEL(odd_logits)
 ON_EACH_LEVEL(embedding)
 ON_EACH_LEVEL(groups)
@@ -551,6 +608,7 @@ int main(void) {
         cmocka_unit_test(test_exp),        cmocka_unit_test(test_norm),
         cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
         cmocka_unit_test(test_logits),     cmocka_unit_test(test_small_divergence),
+        cmocka_unit_test(test_terms),      cmocka_unit_test(test_rising_logits),
         cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_widths),     cmocka_unit_test(test_groups),
         cmocka_unit_test(test_batches),    cmocka_unit_test(test_not_finite),

@@ -16,6 +16,22 @@
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
+/* Some of a row's logits, none of which is larger than max. */
+typedef struct nib_logit_piece {
+    const float *logits;
+    size_t n;
+    float max;
+    float *terms; /* NULL, or (n) for e^(logit - max) */
+    /* NULL, or the logits of another row, their terms, and what had been taken off. */
+    const float *base, *base_terms;
+    float base_max;
+} nib_logit_piece;
+
+typedef struct nib_logit_sums {
+    double exp;         /* sum_i e^(logit_i - max) */
+    double differences; /* sum_i base_term_i ((base_i - base_max) - (logit_i - max)) */
+} nib_logit_sums;
+
 typedef struct nib_row_kernels {
     /* One row; out may be x. */
     void (*norm)(const float *x, size_t n, const float *weight, float eps, float *out);
@@ -28,10 +44,9 @@ typedef struct nib_row_kernels {
     nib_row_error (*row_error)(const float *weights, const float *decoded, size_t n);
     /* Of logits; index: the first of equals, 0 if all are minus infinity. */
     float (*largest)(const float *x, size_t n, size_t *index);
-    /* sum_i e^(x_i - shift); the terms go to out unless it is NULL. */
-    double (*sum_exp)(const float *x, size_t n, float shift, float *out);
-    /* sum_i weights_i (base_i - test_i) */
-    double (*sum_differences)(const float *weights, const float *base, const float *test, size_t n);
+    /* careful: so that a term of 1 leaves the others their digits. False if a logit may be as large as piece->max or
+     * larger: then the sums are good for nothing unless careful. */
+    bool (*sum_logits)(const nib_logit_piece *piece, bool careful, nib_logit_sums *sums);
     /* For tests: e^x, and 16 dot products of 4 bytes (u unsigned, s signed) added to acc. */
     void (*exp)(float *x, size_t n);
     void (*dp4)(int32_t acc[16], const uint8_t u[64], const int8_t s[64]);

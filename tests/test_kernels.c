@@ -229,6 +229,8 @@ static void check_small_divergence(void) {
     for (int i = 0; i < N; i++) test[i] = base[i] + 1e-3f * (float)sin(i);
     base[1234] = 30.3f;
     test[1234] = 30.301f;
+    base[1250] = 13.3f; /* 4e-8 of the first, and added in the same lane */
+    test[1250] = 13.4f;
     const double base_sum = log_sum_of(base, N), test_sum = log_sum_of(test, N);
     double expected = 0;
     for (int i = 0; i < N; i++) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);

@@ -108,7 +108,7 @@ typedef struct nib_pack_kernels {
      * nib_int_tile for integers, float[256][6], or bf16 pairs uint32_t[128][6]. */
     void (*tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
                  size_t tile, void *tiles);
-    /* Packs one token for rows: nib_int_row[blocks of 256], or floats padded with zeros to a multiple of 256. */
+    /* Packs one token for rows: nib_int_row[blocks of 256], or floats or bf16 padded with zeros to a multiple of 256. */
     void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row);
 } nib_pack_kernels;
 
@@ -139,7 +139,9 @@ static inline size_t nib_tile_bytes(const nib_pack_kernels *pack, nib_route rout
     return pack->int_tile_bytes;
 }
 static inline size_t nib_row_block_bytes(nib_route route) {
-    return route == NIB_ROUTE_F32 ? sizeof(float) * NIB_PANEL_K : sizeof(nib_int_row);
+    if (route == NIB_ROUTE_F32) return sizeof(float) * NIB_PANEL_K;
+    if (route == NIB_ROUTE_BF16) return sizeof(uint16_t) * NIB_PANEL_K;
+    return sizeof(nib_int_row);
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */

@@ -153,6 +153,11 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
             load_block(rounding, x, k, n_cols, (float *)row + k);
             continue;
         }
+        if (route == NIB_ROUTE_BF16) {
+            const float *block = find_block(NIB_ACT_F32, x, k, n_cols, copy);
+            for (size_t i = 0; i < K; i++) ((uint16_t *)row)[k + i] = nib_f32_to_bf16(block[i]);
+            continue;
+        }
         nib_int_row *out = (nib_int_row *)row + k / K;
         int32_t sum[K / 16];
         const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;

@@ -68,13 +68,13 @@ NIB_INLINE void pairs_step(const char *const w[2], const uint16_t *const x[NIB_G
 }
 
 /* Some columns of one or two rows, added to their sums; next: what comes after them, from the same row on. */
-NIB_INLINE void add_pairs(const nib_linear_task *task, size_t row, size_t n_rows, size_t k, size_t n, ptrdiff_t next,
+NIB_INLINE void add_pairs(const nib_dot_task *task, size_t row, size_t n_rows, size_t k, size_t n, ptrdiff_t next,
                           const uint16_t *const x[NIB_GEMV_TOKENS], size_t n_tokens,
                           float (*sums)[NIB_GEMV_TOKENS][16]) {
     const size_t end = k + n / PAIR_STEP * PAIR_STEP, n_rest = n % PAIR_STEP;
     const char *w[2];
     __m512 sum[2][NIB_GEMV_TOKENS][PAIR_CHAINS];
-    EACH_ROW w[r] = columns_at(task, row + r, k);
+    EACH_ROW w[r] = (const char *)task->weights + (row + r) * task->row_bytes + 2 * k;
     EACH_ROW EACH_TOKEN EACH_CHAIN sum[r][t][c] = vf_zero();
     for (; k < end; k += PAIR_STEP) {
         EACH_ROW EACH_CHAIN __builtin_prefetch(w[r] + next + 64 * c, 0, 2);
@@ -94,12 +94,12 @@ NIB_INLINE void add_pairs(const nib_linear_task *task, size_t row, size_t n_rows
 
 /* Pairs of bf16 as they lie in the file. Two rows at a time, and so many columns that the first cache keeps their
  * activations: reading those again for every row would take longer than the weights. */
-NIB_INLINE void rows_pairs(const nib_linear_task *task, const nib_dot_task *dot, size_t n_tokens) {
+NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
     enum { BLOCK_ROWS = 16, BLOCK_COLS = 2048 };
     const size_t n_cols = task->n_cols, padded = (n_cols + K - 1) / K * K;
     const uint16_t *x[NIB_GEMV_TOKENS];
     EACH_TOKEN {
-        x[t] = (const uint16_t *)task->tiles + t * padded;
+        x[t] = (const uint16_t *)task->packed + t * padded;
         __asm__("" : "+r"(x[t])); /* else the compiler keeps an address for every load */
     }
     for (size_t first = 0; first < task->n_rows; first += BLOCK_ROWS) {
@@ -123,8 +123,22 @@ NIB_INLINE void rows_pairs(const nib_linear_task *task, const nib_dot_task *dot,
         for (size_t r = 0; r < n_rows; r++) {
             vf total[NIB_GEMV_TOKENS];
             EACH_TOKEN total[t] = vf_load(sums[r][t]);
-            dot_store(dot, first + r, n_tokens, total);
+            dot_store(task, first + r, n_tokens, total);
         }
+    }
+}
+
+/* More tokens than the registers have room for take turns: the second cache still has the rows. */
+static void rows_bf16(const nib_dot_task *task) {
+    const size_t padded = ((size_t)task->n_cols + K - 1) / K * K, n = task->n_tokens;
+    const size_t n_turns = (n + NIB_GEMV_TOKENS - 1) / NIB_GEMV_TOKENS;
+    for (size_t i = 0; i < n_turns; i++) {
+        const size_t begin = i * n / n_turns, end = (i + 1) * n / n_turns;
+        nib_dot_task turn = *task;
+        turn.n_tokens = (uint32_t)(end - begin);
+        turn.packed = (const uint16_t *)task->packed + begin * padded;
+        turn.out += begin * task->out_stride;
+        NIB_DOT_EACH(&turn, n_now, rows_pairs(&turn, n_now))
     }
 }
 #endif
@@ -160,7 +174,7 @@ static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
     };
 #if defined(__AVX512BF16__)
     if (task->route == NIB_ROUTE_BF16) {
-        NIB_DOT_EACH(task, n, rows_pairs(task, &dot, n))
+        rows_bf16(&dot);
         return;
     }
 #endif

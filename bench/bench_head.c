@@ -28,14 +28,13 @@ static double plain(const float *base, const float *test, uint32_t n) {
 }
 
 static double ours(const float *base, const float *test, uint32_t n) {
-    static float weights[PIECE];
+    static float terms[PIECE];
     nib_softmax p = {0}, q = {0};
     nib_divergence divergence = {0};
     for (uint32_t i = 0; i < n; i += PIECE) {
         const uint32_t piece = n - i < PIECE ? n - i : PIECE;
-        nib_softmax_add(&p, base + i, piece, weights);
-        nib_softmax_add(&q, test + i, piece, NULL);
-        nib_divergence_add(&divergence, &p, weights, base + i, test + i, piece);
+        nib_softmax_add(&p, base + i, piece, terms);
+        nib_divergence_add(&divergence, &p, base + i, terms, &q, test + i, piece);
     }
     return nib_divergence_of(&divergence, &p, &q);
 }

@@ -178,14 +178,13 @@ typedef struct compared {
 } compared;
 
 static compared compare_rows(const float *base, const float *test, uint32_t n, uint32_t piece) {
-    static float weights[50001];
+    static float terms[50001];
     nib_softmax p = {0}, q = {0};
     nib_divergence divergence = {0};
     for (uint32_t i = 0; i < n; i += piece) {
         const uint32_t n_piece = n - i < piece ? n - i : piece;
-        nib_softmax_add(&p, base + i, n_piece, weights);
-        nib_softmax_add(&q, test + i, n_piece, NULL);
-        nib_divergence_add(&divergence, &p, weights, base + i, test + i, n_piece);
+        nib_softmax_add(&p, base + i, n_piece, terms);
+        nib_divergence_add(&divergence, &p, base + i, terms, &q, test + i, n_piece);
     }
     return (compared){.base_sum = nib_softmax_log_sum(&p),
                       .test_sum = nib_softmax_log_sum(&q),
@@ -230,6 +229,8 @@ static void check_small_divergence(void) {
     for (int i = 0; i < N; i++) test[i] = base[i] + 1e-3f * (float)sin(i);
     base[1234] = 30.3f;
     test[1234] = 30.301f;
+    base[1250] = 13.3f; /* 4e-8 of the first, and added in the same lane */
+    test[1250] = 13.4f;
     const double base_sum = log_sum_of(base, N), test_sum = log_sum_of(test, N);
     double expected = 0;
     for (int i = 0; i < N; i++) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);
@@ -237,6 +238,45 @@ static void check_small_divergence(void) {
         assert_true(fabs(compare_rows(base, test, N, piece).kld - expected) < 1e-10);
     nib_free_aligned(base);
     nib_free_aligned(test);
+}
+
+/* Each logit less the largest, to the power of e: to seven digits, and nothing where a float has no such numbers. */
+static void check_terms(void) {
+    enum { N = 70001 };
+    float *logits = nib_alloc_aligned(N * sizeof *logits);
+    fenced terms = fenced_new(N);
+    for (int i = 0; i < N; i++) logits[i] = 2 - (float)i * 0x1p-9f;
+    logits[N - 1] = -INFINITY;
+    nib_softmax row = {0};
+    nib_softmax_add(&row, logits, N, terms.values);
+    assert_true(terms.values[0] == 1);
+    for (int i = 0; i < N; i++) {
+        const double x = (double)logits[i] - 2, e = exp(x);
+        if (x < -88.1) assert_true(terms.values[i] == 0);
+        if (x > -87) assert_true(fabs(terms.values[i] - e) <= (2e-7 - 6e-8 * x) * e);
+    }
+    fenced_check_and_free(&terms);
+    nib_free_aligned(logits);
+}
+
+/* Logits that rise all the way, so that each piece has a new largest one; a shift of all, which is no divergence. */
+static void check_rising_logits(void) {
+    enum { N = 3000 };
+    static float base[N], test[N];
+    double expected = 0;
+    for (int i = 0; i < N; i++) {
+        base[i] = (float)i * 0x1p-8f;
+        test[i] = base[i] + (float)(i % 7) * 0x1p-6f;
+    }
+    const double base_sum = log_sum_of(base, N), test_sum = log_sum_of(test, N);
+    for (int i = 0; i < N; i++) expected += exp(base[i] - base_sum) * (base[i] - base_sum - test[i] + test_sum);
+    for (uint32_t piece = 1; piece <= N; piece = 3 * piece + 5) {
+        assert_true(fabs(compare_rows(base, test, N, piece).kld - expected) < 1e-8);
+        assert_true(compare_rows(base, base, N, piece).kld == 0);
+    }
+    for (int i = 0; i < N; i++) test[i] = base[i] - 5;
+    for (uint32_t piece = 1; piece <= N; piece = 3 * piece + 5)
+        assert_true(fabs(compare_rows(base, test, N, piece).kld) < 1e-12);
 }
 
 /* Rows that no model should give. */
@@ -259,10 +299,27 @@ static void check_odd_logits(void) {
     for (int i = 0; i < N; i++) base[i] = test[i] = (float)-i;
     test[3] = -INFINITY; /* impossible for test, not for base */
     assert_true(compare_rows(base, test, N, 16).kld == INFINITY);
-    base[20] = NAN;
-    assert_true(isnan(compare_rows(base, base, N, 16).base_sum));
-    base[20] = INFINITY;
-    assert_true(isnan(compare_rows(base, base, N, 16).base_sum));
+    for (int i = 0; i < N; i++) test[i] = -INFINITY;
+    assert_true(compare_rows(base, test, N, 16).kld == INFINITY && compare_rows(test, base, N, 16).kld == 0);
+    for (int i = 0; i < N; i++) test[i] = base[i] + (float)(i % 2);
+    const double expected = compare_rows(base + 17, test + 17, N - 17, N).kld - log_sum_of(test + 17, N - 17);
+    for (int i = 0; i < 17; i++) base[i] = i % 2 ? -INFINITY : -3e38f; /* impossible for base, not all for test */
+    test[0] = test[1] = -INFINITY;
+    for (uint32_t piece = 1; piece <= N; piece += 3)
+        assert_true(fabs(compare_rows(base, test, N, piece).kld - expected - log_sum_of(test, N)) < 1e-6);
+    for (uint32_t at = 0; at < N; at += 13)
+        for (int i = 0; i < 2; i++) {
+            const float before = base[at], odd = i ? INFINITY : NAN;
+            base[at] = odd;
+            for (uint32_t piece = 1; piece <= N; piece += 13) {
+                assert_true(isnan(compare_rows(base, base, N, piece).base_sum));
+                assert_true(isnan(compare_rows(test, base, N, piece).kld));
+                assert_true(isnan(compare_rows(base, test, N, piece).kld));
+            }
+            base[at] = before;
+        }
+    for (int i = 0; i < N; i++) test[i] = NAN;
+    assert_true(isnan(compare_rows(base, test, N, 16).kld) && isnan(compare_rows(test, base, N, 16).kld));
 }
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
@@ -372,6 +429,15 @@ static void check_widths(void) {
     }
 }
 
+/* Rows of bf16 longer than what is added up at a time, and not a whole number of steps; an odd row is left over. */
+static void check_long_pairs(void) {
+    static const uint32_t tokens[] = {2, 3, 5, 6, 13, NIB_PAIR_TOKENS, NIB_PAIR_TOKENS + 5};
+    matrix m = matrix_new(nib_format_find("bf16"), 4297, 37);
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
+        check_products(NULL, NIB_PATH_DEPLOYED, &m, 1, tokens[i]);
+    matrix_free(&m);
+}
+
 /* The smallest batch that goes by panels, or by 16 rows at once, which gives the same. */
 static uint32_t smallest_by_panels(const nib_format *format) {
     const nib_few *few = nib_format_fast(format)->few;
@@ -382,20 +448,21 @@ static uint32_t smallest_by_panels(const nib_format *format) {
 static void check_batches(void) {
     static const char *const names[] = {"q4_0", "q4_1", "q5_0", "iq4_nl", "mxfp4", "q2_k", "q3_k",
                                         "q4_k", "q5_k", "q6_k", "iq4_xs", "bf16",  "f32"};
-    enum { COLS = 512, ROWS = 64, TOKENS = 40 };
+    enum { COLS = 512, ROWS = 64, TOKENS = NIB_PAIR_TOKENS + 9 };
     for (size_t f = 0; f < sizeof names / sizeof *names; f++) {
         const nib_format *format = nib_format_find(names[f]);
         matrix m = matrix_new(format, COLS, ROWS);
-        float *x = random_floats(TOKENS * COLS, 1), *bias = random_floats(ROWS, 1), all[TOKENS * ROWS],
+        float *x = random_floats(TOKENS * COLS, 1), *bias = random_floats(ROWS, 1), more[TOKENS * ROWS],
               some[TOKENS * ROWS];
         void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(COLS, TOKENS, 1));
         assert_non_null(scratch);
-        nib_product product = {m.matrix, bias, all};
-        nib_linear(NULL, NIB_PATH_DEPLOYED, x, TOKENS, &product, 1, scratch);
-        product.out = some;
-        for (uint32_t n = smallest_by_panels(format); n < TOKENS; n++) {
+        nib_product product = {m.matrix, bias, more};
+        const uint32_t first = smallest_by_panels(format);
+        for (uint32_t n = first; n <= TOKENS; n++) {
             nib_linear(NULL, NIB_PATH_DEPLOYED, x, n, &product, 1, scratch);
-            assert_memory_equal(some, all, n * ROWS * sizeof *some);
+            const bool other_way = n == NIB_PAIR_TOKENS + 1 && strcmp(names[f], "bf16") == 0;
+            if (n > first && !other_way) assert_memory_equal(more, some, (n - 1) * ROWS * sizeof *some);
+            memcpy(some, more, n * ROWS * sizeof *some);
         }
         nib_free_aligned(x);
         nib_free_aligned(bias);
@@ -531,10 +598,13 @@ ON_EACH_LEVEL(elements)
 ON_EACH_LEVEL(rope)
 ON_EACH_LEVEL(logits)
 ON_EACH_LEVEL(small_divergence)
+ON_EACH_LEVEL(terms)
+ON_EACH_LEVEL(rising_logits)
 ON_EACH_LEVEL(odd_logits)
 ON_EACH_LEVEL(embedding)
 ON_EACH_LEVEL(groups)
 ON_EACH_LEVEL(widths)
+ON_EACH_LEVEL(long_pairs)
 ON_EACH_LEVEL(batches)
 ON_EACH_LEVEL(not_finite)
 ON_EACH_LEVEL(large_sums)
@@ -561,11 +631,12 @@ int main(void) {
         cmocka_unit_test(test_exp),        cmocka_unit_test(test_norm),
         cmocka_unit_test(test_elements),   cmocka_unit_test(test_rope),
         cmocka_unit_test(test_logits),     cmocka_unit_test(test_small_divergence),
+        cmocka_unit_test(test_terms),      cmocka_unit_test(test_rising_logits),
         cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_widths),     cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_batches),    cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_large_sums), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_panels),
+        cmocka_unit_test(test_long_pairs), cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_large_sums),
+        cmocka_unit_test(test_threads),    cmocka_unit_test(test_panels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

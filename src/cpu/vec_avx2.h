@@ -313,17 +313,8 @@ static inline vd vd_add(vd x, vd y) {
     for (int i = 0; i < 4; i++) x.v[i] = _mm256_add_pd(x.v[i], y.v[i]);
     return x;
 }
-static inline vd vd_sub(vd x, vd y) {
-    for (int i = 0; i < 4; i++) x.v[i] = _mm256_sub_pd(x.v[i], y.v[i]);
-    return x;
-}
 static inline vd vd_mul(vd x, vd y) {
     for (int i = 0; i < 4; i++) x.v[i] = _mm256_mul_pd(x.v[i], y.v[i]);
-    return x;
-}
-static inline vd vd_mul_nonzero(vd x, vd y) {
-    for (int i = 0; i < 4; i++)
-        x.v[i] = _mm256_and_pd(_mm256_cmp_pd(x.v[i], _mm256_setzero_pd(), _CMP_NEQ_UQ), _mm256_mul_pd(x.v[i], y.v[i]));
     return x;
 }
 static inline void vd_store(double *p, vd x) {

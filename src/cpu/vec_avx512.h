@@ -300,17 +300,8 @@ static inline vd vd_of(vf x) {
 static inline vd vd_add(vd x, vd y) {
     return (vd){_mm512_add_pd(x.a, y.a), _mm512_add_pd(x.b, y.b)};
 }
-static inline vd vd_sub(vd x, vd y) {
-    return (vd){_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)};
-}
 static inline vd vd_mul(vd x, vd y) {
     return (vd){_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)};
-}
-/* x * y, and 0 where x is 0, whatever y is. */
-static inline vd vd_mul_nonzero(vd x, vd y) {
-    const __m512d zero = _mm512_setzero_pd();
-    return (vd){_mm512_maskz_mul_pd(_mm512_cmp_pd_mask(x.a, zero, _CMP_NEQ_UQ), x.a, y.a),
-                _mm512_maskz_mul_pd(_mm512_cmp_pd_mask(x.b, zero, _CMP_NEQ_UQ), x.b, y.b)};
 }
 static inline void vd_store(double *p, vd x) {
     _mm512_storeu_pd(p, x.a);

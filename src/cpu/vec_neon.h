@@ -354,16 +354,8 @@ static inline vd vd_add(vd x, vd y) {
     for (int i = 0; i < 8; i++) x.v[i] = vaddq_f64(x.v[i], y.v[i]);
     return x;
 }
-static inline vd vd_sub(vd x, vd y) {
-    for (int i = 0; i < 8; i++) x.v[i] = vsubq_f64(x.v[i], y.v[i]);
-    return x;
-}
 static inline vd vd_mul(vd x, vd y) {
     for (int i = 0; i < 8; i++) x.v[i] = vmulq_f64(x.v[i], y.v[i]);
-    return x;
-}
-static inline vd vd_mul_nonzero(vd x, vd y) {
-    for (int i = 0; i < 8; i++) x.v[i] = vbslq_f64(vceqzq_f64(x.v[i]), vdupq_n_f64(0), vmulq_f64(x.v[i], y.v[i]));
     return x;
 }
 static inline void vd_store(double *p, vd x) {

@@ -359,16 +359,8 @@ static inline vd vd_add(vd x, vd y) {
     for (int i = 0; i < 16; i++) x.v[i] += y.v[i];
     return x;
 }
-static inline vd vd_sub(vd x, vd y) {
-    for (int i = 0; i < 16; i++) x.v[i] -= y.v[i];
-    return x;
-}
 static inline vd vd_mul(vd x, vd y) {
     for (int i = 0; i < 16; i++) x.v[i] *= y.v[i];
-    return x;
-}
-static inline vd vd_mul_nonzero(vd x, vd y) {
-    for (int i = 0; i < 16; i++) x.v[i] = x.v[i] != 0 ? x.v[i] * y.v[i] : 0;
     return x;
 }
 static inline void vd_store(double *p, vd x) {

@@ -63,14 +63,13 @@ nib_distribution nib_distribution_of(const float *values, size_t n) {
 
 nib_row_stats nib_row_compare(const float *base, const float *test, uint32_t n_vocab, int32_t next) {
     enum { PIECE = 1024 };
-    float weights[PIECE];
+    float terms[PIECE];
     nib_softmax b = {0}, t = {0};
     nib_divergence divergence = {0};
     for (uint32_t i = 0; i < n_vocab; i += PIECE) {
         const uint32_t n = n_vocab - i < PIECE ? n_vocab - i : PIECE;
-        nib_softmax_add(&b, base + i, n, weights);
-        nib_softmax_add(&t, test + i, n, NULL);
-        nib_divergence_add(&divergence, &b, weights, base + i, test + i, n);
+        nib_softmax_add(&b, base + i, n, terms);
+        nib_divergence_add(&divergence, &b, base + i, terms, &t, test + i, n);
     }
     return (nib_row_stats){
         .kld = nib_divergence_of(&divergence, &b, &t),

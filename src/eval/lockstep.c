@@ -50,7 +50,7 @@ typedef struct lockstep {
     nib_ids tokens;
     int32_t bos;    /* takes the place of each chunk's first token; -1 = none does */
     int32_t *chunk; /* (n_ctx) as it is run */
-    float *reference_logits, *reference_weights, *logits; /* one tile each */
+    float *reference_logits, *reference_terms, *logits; /* one tile each */
     nib_pool *pool;
     const nib_watch *watch;
     nib_error *error;
@@ -180,9 +180,9 @@ static nib_status open_lanes(lockstep *l, uint64_t n_scored) {
     const size_t n_logits = (size_t)l->tile.rows * l->tile.cols;
     l->chunk = nib_alloc(l->n_ctx, sizeof *l->chunk);
     l->reference_logits = nib_alloc_aligned(n_logits * sizeof *l->reference_logits);
-    l->reference_weights = nib_alloc_aligned(n_logits * sizeof *l->reference_weights);
+    l->reference_terms = nib_alloc_aligned(n_logits * sizeof *l->reference_terms);
     l->logits = nib_alloc_aligned(n_logits * sizeof *l->logits);
-    if (l->chunk == NULL || l->reference_logits == NULL || l->reference_weights == NULL || l->logits == NULL)
+    if (l->chunk == NULL || l->reference_logits == NULL || l->reference_terms == NULL || l->logits == NULL)
         return nib_fail_memory(l->error, 3 * n_logits * sizeof(float));
     return NIB_OK;
 }
@@ -201,7 +201,7 @@ static void lockstep_fini(lockstep *l) {
     nib_ids_fini(&l->tokens);
     free(l->chunk);
     nib_free_aligned(l->reference_logits);
-    nib_free_aligned(l->reference_weights);
+    nib_free_aligned(l->reference_terms);
     nib_free_aligned(l->logits);
 }
 
@@ -223,12 +223,14 @@ static void add_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     for (size_t r = begin; r < end; r++) {
         row_sums *row = &work->lane->rows[r];
         const float *logits = work->logits + r * work->n, *base = work->l->reference_logits + r * work->n;
-        float *weights = work->l->reference_weights + r * work->n;
+        float *terms = work->l->reference_terms + r * work->n;
         const uint32_t next = (uint32_t)work->next[r] - work->first;
-        nib_softmax_add(&row->softmax, logits, work->n, work->lane == reference ? weights : NULL);
+        if (work->lane == reference)
+            nib_softmax_add(&row->softmax, logits, work->n, terms);
+        else
+            nib_divergence_add(&row->divergence, &reference->rows[r].softmax, base, terms, &row->softmax, logits,
+                               work->n);
         if (next < work->n) row->next = logits[next];
-        if (work->lane != reference)
-            nib_divergence_add(&row->divergence, &reference->rows[r].softmax, weights, base, logits, work->n);
     }
 }
 

@@ -129,22 +129,23 @@ typedef struct nib_softmax {
     float max;
     uint32_t n, argmax; /* logits so far; the first of the largest */
 } nib_softmax;
-/* weights: NULL, or (n) for e^(l - max) of the piece, max being the largest so far. */
-void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *weights);
+/* terms: NULL, or (n) for e^(l - max) of the piece, max being the largest so far. */
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *terms);
 /* ln sum_i e^l_i; minus infinity if nothing has any probability. */
 double nib_softmax_log_sum(const nib_softmax *row);
 
 /* KL divergence of test from base: sum_i p_i (ln p_i - ln q_i) = (sum_i e^a_i (a_i - b_i)) / (sum_i e^a_i) - ln sum_i e^a_i
- * + ln sum_i e^b_i. */
+ * + ln sum_i e^b_i, where a and b are logits less the largest of their row. */
 typedef struct nib_divergence {
-    double sum; /* of e^(a - max) (a - b) */
-    float max;  /* of base when the last piece was added */
+    double sum;          /* of e^a (a - b) */
+    double mass;         /* of e^a */
+    float base_max, max; /* of the rows when the last piece was added */
 } nib_divergence;
-/* base_row: after the piece was added to it, which gave the weights. */
-void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *weights,
-                        const float *base, const float *test, uint32_t n);
+/* A piece of both rows: base_row is complete up to its end, which gave the terms; row is what the piece is added to. */
+void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *base,
+                        const float *base_terms, nib_softmax *row, const float *logits, uint32_t n);
 /* 0 if base has no probability anywhere. */
-double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *test_row);
+double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *row);
 
 /* What became of n weights; sums in double in a fixed order. */
 typedef struct nib_row_error {

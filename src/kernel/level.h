@@ -16,6 +16,22 @@
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
+/* Some of a row's logits, none of which is larger than max. */
+typedef struct nib_logit_piece {
+    const float *logits;
+    size_t n;
+    float max;
+    float *terms; /* NULL, or (n) for e^(logit - max) */
+    /* NULL, or the logits of another row, their terms, and what had been taken off. */
+    const float *base, *base_terms;
+    float base_max;
+} nib_logit_piece;
+
+typedef struct nib_logit_sums {
+    double exp;         /* sum_i e^(logit_i - max) */
+    double differences; /* sum_i base_term_i ((base_i - base_max) - (logit_i - max)) */
+} nib_logit_sums;
+
 typedef struct nib_row_kernels {
     /* One row; out may be x. */
     void (*norm)(const float *x, size_t n, const float *weight, float eps, float *out);
@@ -28,10 +44,9 @@ typedef struct nib_row_kernels {
     nib_row_error (*row_error)(const float *weights, const float *decoded, size_t n);
     /* Of logits; index: the first of equals, 0 if all are minus infinity. */
     float (*largest)(const float *x, size_t n, size_t *index);
-    /* sum_i e^(x_i - shift); the terms go to out unless it is NULL. */
-    double (*sum_exp)(const float *x, size_t n, float shift, float *out);
-    /* sum_i weights_i (base_i - test_i) */
-    double (*sum_differences)(const float *weights, const float *base, const float *test, size_t n);
+    /* careful: so that a term of 1 leaves the others their digits. False if a logit may be as large as piece->max or
+     * larger: then the sums are good for nothing unless careful. */
+    bool (*sum_logits)(const nib_logit_piece *piece, bool careful, nib_logit_sums *sums);
     /* For tests: e^x, and 16 dot products of 4 bytes (u unsigned, s signed) added to acc. */
     void (*exp)(float *x, size_t n);
     void (*dp4)(int32_t acc[16], const uint8_t u[64], const int8_t s[64]);
@@ -45,6 +60,7 @@ enum {
     NIB_TILE_TOKENS = 6, /* tokens of one register tile */
     NIB_TASK_TILES = 86, /* tiles of one task at most: their sums, 64 KiB a panel, stay in the second cache */
     NIB_GEMV_TOKENS = NIB_DOT_TOKENS,
+    NIB_PAIR_TOKENS = 8 * NIB_GEMV_TOKENS, /* of bf16 pairs */
 };
 
 /* How a product is computed. */
@@ -100,7 +116,7 @@ typedef struct nib_pack_kernels {
      * nib_int_tile for integers, float[256][6], or bf16 pairs uint32_t[128][6]. */
     void (*tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
                  size_t tile, void *tiles);
-    /* Packs one token for rows: nib_int_row[blocks of 256], or floats padded with zeros to a multiple of 256. */
+    /* Packs one token for rows: nib_int_row[blocks of 256], or floats or bf16 padded with zeros to a multiple of 256. */
     void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row);
 } nib_pack_kernels;
 
@@ -112,7 +128,7 @@ typedef struct nib_gemm_kernels {
 } nib_gemm_kernels;
 
 typedef struct nib_gemv_kernels {
-    /* At most NIB_GEMV_TOKENS tokens, any number of rows. */
+    /* At most NIB_GEMV_TOKENS (NIB_PAIR_TOKENS) tokens, any number of rows. */
     void (*rows)(const nib_linear_task *task, nib_panel_scratch *scratch);
 } nib_gemv_kernels;
 
@@ -131,7 +147,9 @@ static inline size_t nib_tile_bytes(const nib_pack_kernels *pack, nib_route rout
     return pack->int_tile_bytes;
 }
 static inline size_t nib_row_block_bytes(nib_route route) {
-    return route == NIB_ROUTE_F32 ? sizeof(float) * NIB_PANEL_K : sizeof(nib_int_row);
+    if (route == NIB_ROUTE_F32) return sizeof(float) * NIB_PANEL_K;
+    if (route == NIB_ROUTE_BF16) return sizeof(uint16_t) * NIB_PANEL_K;
+    return sizeof(nib_int_row);
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */

@@ -50,6 +50,99 @@ NIB_INLINE void row_floats(const nib_linear_task *task, size_t r, size_t n_token
     NIB_UNROLL for (size_t t = 0; t < n_tokens; t++) sum[t] = vf_add(sum[t], other[t]);
 }
 
+#if defined(__AVX512BF16__)
+enum { PAIR_CHAINS = 2, PAIR_STEP = 32 * PAIR_CHAINS };
+#define EACH_ROW   NIB_UNROLL for (size_t r = 0; r < n_rows; r++)
+#define EACH_TOKEN NIB_UNROLL for (size_t t = 0; t < n_tokens; t++)
+#define EACH_CHAIN NIB_UNROLL for (size_t c = 0; c < PAIR_CHAINS; c++)
+
+/* Activations are read once for n_rows rows (one or two). */
+NIB_INLINE void pairs_step(const char *const w[2], const uint16_t *const x[NIB_GEMV_TOKENS], size_t k, size_t n_rows,
+                           size_t n_tokens, __m512 sum[2][NIB_GEMV_TOKENS][PAIR_CHAINS]) {
+    __m512bh weights[2][PAIR_CHAINS];
+    EACH_ROW EACH_CHAIN weights[r][c] = (__m512bh)vi_load(w[r] + 64 * c);
+    EACH_TOKEN EACH_CHAIN {
+        const __m512bh activations = (__m512bh)vi_load(x[t] + k + 32 * c);
+        EACH_ROW sum[r][t][c] = _mm512_dpbf16_ps(sum[r][t][c], weights[r][c], activations);
+    }
+}
+
+/* Some columns of one or two rows, added to their sums; next: what comes after them, from the same row on. */
+NIB_INLINE void add_pairs(const nib_dot_task *task, size_t row, size_t n_rows, size_t k, size_t n, ptrdiff_t next,
+                          const uint16_t *const x[NIB_GEMV_TOKENS], size_t n_tokens,
+                          float (*sums)[NIB_GEMV_TOKENS][16]) {
+    const size_t end = k + n / PAIR_STEP * PAIR_STEP, n_rest = n % PAIR_STEP;
+    const char *w[2];
+    __m512 sum[2][NIB_GEMV_TOKENS][PAIR_CHAINS];
+    EACH_ROW w[r] = (const char *)task->weights + (row + r) * task->row_bytes + 2 * k;
+    EACH_ROW EACH_TOKEN EACH_CHAIN sum[r][t][c] = vf_zero();
+    for (; k < end; k += PAIR_STEP) {
+        EACH_ROW EACH_CHAIN __builtin_prefetch(w[r] + next + 64 * c, 0, 2);
+        pairs_step(w, x, k, n_rows, n_tokens, sum);
+        EACH_ROW w[r] += 2 * PAIR_STEP;
+    }
+    if (n_rest > 0) {
+        uint16_t rest[2][PAIR_STEP] = {0};
+        EACH_ROW {
+            memcpy(rest[r], w[r], 2 * n_rest);
+            w[r] = (const char *)rest[r];
+        }
+        pairs_step(w, x, end, n_rows, n_tokens, sum);
+    }
+    EACH_ROW EACH_TOKEN vf_store(sums[r][t], vf_add(vf_load(sums[r][t]), vf_add(sum[r][t][0], sum[r][t][1])));
+}
+
+/* Pairs of bf16 as they lie in the file. Two rows at a time, and so many columns that the first cache keeps their
+ * activations: reading those again for every row would take longer than the weights. */
+NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
+    enum { BLOCK_ROWS = 16, BLOCK_COLS = 2048 };
+    const size_t n_cols = task->n_cols, padded = (n_cols + K - 1) / K * K;
+    const uint16_t *x[NIB_GEMV_TOKENS];
+    EACH_TOKEN {
+        x[t] = (const uint16_t *)task->packed + t * padded;
+        __asm__("" : "+r"(x[t])); /* else the compiler keeps an address for every load */
+    }
+    for (size_t first = 0; first < task->n_rows; first += BLOCK_ROWS) {
+        const size_t n_rows = task->n_rows - first < BLOCK_ROWS ? task->n_rows - first : BLOCK_ROWS;
+        _Alignas(64) float sums[BLOCK_ROWS][NIB_GEMV_TOKENS][16] = {0};
+        for (size_t k = 0; k < n_cols; k += BLOCK_COLS) {
+            const size_t n = n_cols - k < BLOCK_COLS ? n_cols - k : BLOCK_COLS;
+            for (size_t r = 0; r < n_rows; r += 2) {
+                const bool last = r + 2 >= n_rows;
+                ptrdiff_t next = 2 * (ptrdiff_t)task->row_bytes;
+                if (last && k + n < n_cols)
+                    next = 2 * BLOCK_COLS - (ptrdiff_t)(r * task->row_bytes);
+                else if (last)
+                    next -= 2 * (ptrdiff_t)k;
+                if (r + 2 <= n_rows)
+                    add_pairs(task, first + r, 2, k, n, next, x, n_tokens, sums + r);
+                else
+                    add_pairs(task, first + r, 1, k, n, next, x, n_tokens, sums + r);
+            }
+        }
+        for (size_t r = 0; r < n_rows; r++) {
+            vf total[NIB_GEMV_TOKENS];
+            EACH_TOKEN total[t] = vf_load(sums[r][t]);
+            dot_store(task, first + r, n_tokens, total);
+        }
+    }
+}
+
+/* More tokens than the registers have room for take turns: the second cache still has the rows. */
+static void rows_bf16(const nib_dot_task *task) {
+    const size_t padded = ((size_t)task->n_cols + K - 1) / K * K, n = task->n_tokens;
+    const size_t n_turns = (n + NIB_GEMV_TOKENS - 1) / NIB_GEMV_TOKENS;
+    for (size_t i = 0; i < n_turns; i++) {
+        const size_t begin = i * n / n_turns, end = (i + 1) * n / n_turns;
+        nib_dot_task turn = *task;
+        turn.n_tokens = (uint32_t)(end - begin);
+        turn.packed = (const uint16_t *)task->packed + begin * padded;
+        turn.out += begin * task->out_stride;
+        NIB_DOT_EACH(&turn, n_now, rows_pairs(&turn, n_now))
+    }
+}
+#endif
+
 NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, size_t n_tokens,
                         nib_panel_scratch *scratch) {
     memset(scratch->rows.codes, 0, GEMV_AHEAD * sizeof *scratch->rows.codes);
@@ -110,6 +203,12 @@ static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
         .out = task->out,
         .out_stride = task->out_stride,
     };
+#if defined(__AVX512BF16__)
+    if (task->route == NIB_ROUTE_BF16) {
+        rows_bf16(&dot);
+        return;
+    }
+#endif
     if (format->dot && (format->facts.kind == NIB_CLASS_FLOAT) == (task->route == NIB_ROUTE_F32)) {
         format->dot(format, &dot);
         return;

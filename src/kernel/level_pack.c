@@ -8,11 +8,15 @@ extern const nib_pack_kernels NIB_AT_LEVEL(nib_pack_kernels_);
 
 enum { K = NIB_PANEL_K, TOKENS = NIB_TILE_TOKENS };
 
+/* Rows take turns, so the processor does not see by itself that this one will go on. */
+static void fetch_block(const float *x, size_t k, size_t n_cols) {
+    for (size_t i = k; i < k + K && i < n_cols; i += 16) __builtin_prefetch(x + i);
+}
+
 /* 256 columns from column k on, zeros past the end of the row, rounded as the weights' format wants them. */
 static void load_block(nib_activation rounding, const float *x, size_t k, size_t n_cols, float out[K]) {
     const size_t n = n_cols - k < K ? n_cols - k : K;
-    /* Rows take turns, so the processor does not see by itself that this one will go on. */
-    for (size_t i = k + K; i < k + 2 * K && i < n_cols; i += 16) __builtin_prefetch(x + i);
+    fetch_block(x, k + K, n_cols);
     memcpy(out, x + k, n * sizeof *out);
     memset(out + n, 0, (K - n) * sizeof *out);
     if (rounding == NIB_ACT_F16) {
@@ -24,6 +28,16 @@ static void load_block(nib_activation rounding, const float *x, size_t k, size_t
     } else if (rounding == NIB_ACT_BF16) {
         for (size_t i = 0; i < K; i++) out[i] = nib_bf16_to_f32(nib_f32_to_bf16(out[i]));
     }
+}
+
+/* The same, but where they are if nothing is to be done to them. */
+static const float *find_block(nib_activation rounding, const float *x, size_t k, size_t n_cols, float copy[K]) {
+    if (rounding == NIB_ACT_F32 && n_cols - k >= K) {
+        fetch_block(x, k + K, n_cols);
+        return x + k;
+    }
+    load_block(rounding, x, k, n_cols, copy);
+    return copy;
 }
 
 /* 16 floats to the nearest integers, ties to even. |x| <= 127 unless it is not finite (any code will do). */
@@ -133,16 +147,21 @@ static void turn_codes(int8_t *restrict out, const int8_t *restrict code) {
 }
 
 static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {
-    _Alignas(64) float block[K];
+    _Alignas(64) float copy[K];
     for (size_t k = 0; k < n_cols; k += K) {
         if (route == NIB_ROUTE_F32) {
             load_block(rounding, x, k, n_cols, (float *)row + k);
             continue;
         }
+        if (route == NIB_ROUTE_BF16) {
+            const float *block = find_block(NIB_ACT_F32, x, k, n_cols, copy);
+            for (size_t i = 0; i < K; i++) ((uint16_t *)row)[k + i] = nib_f32_to_bf16(block[i]);
+            continue;
+        }
         nib_int_row *out = (nib_int_row *)row + k / K;
         int32_t sum[K / 16];
         const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;
-        load_block(NIB_ACT_F32, x, begin, n_cols, block);
+        const float *block = find_block(NIB_ACT_F32, x, begin, n_cols, copy);
         memset(out, 0, sizeof *out);
         quantize_block(route, block, out->code, out->scale, sum);
         memset(out->code, 0, n_before);
@@ -207,14 +226,15 @@ static void put_pairs(const float block[K], size_t token, uint32_t *tile) {
 
 static void pack_tile(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
                       size_t index, void *tiles) {
-    _Alignas(64) float block[K];
+    _Alignas(64) float copy[K];
     const size_t n_tiles = nib_tiles_of(n_tokens), first = nib_tile_begin(index, n_tokens);
     const size_t n = nib_tile_begin(index + 1, n_tokens) - first;
     const size_t tile_bytes = nib_tile_bytes(&NIB_AT_LEVEL(nib_pack_kernels_), route);
     for (size_t k = 0; k < n_cols; k += K) {
         void *tile = (char *)tiles + (k / K * n_tiles + index) * tile_bytes;
         for (size_t t = 0; t < n; t++) {
-            load_block(route == NIB_ROUTE_F32 ? rounding : NIB_ACT_F32, x + (first + t) * n_cols, k, n_cols, block);
+            const float *block =
+                find_block(route == NIB_ROUTE_F32 ? rounding : NIB_ACT_F32, x + (first + t) * n_cols, k, n_cols, copy);
             if (route == NIB_ROUTE_F32) {
                 for (size_t i = 0; i < K; i++) ((float *)tile)[TOKENS * i + t] = block[i];
             } else if (route == NIB_ROUTE_BF16) {

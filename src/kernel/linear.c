@@ -92,8 +92,7 @@ static nib_route route_of(const linear_job *job, const nib_format *format) {
     if (format->facts.kind == NIB_CLASS_FLOAT) {
         const bool stored_bf16 =
             format->activation == NIB_ACT_BF16 && format->facts.block == 1 && format->facts.bytes == 2;
-        return stored_bf16 && job->kernels->gemm->has_bf16 && job->n_tokens > NIB_GEMV_TOKENS ? NIB_ROUTE_BF16
-                                                                                              : NIB_ROUTE_F32;
+        return stored_bf16 && job->kernels->gemm->has_bf16 && job->n_tokens > 1 ? NIB_ROUTE_BF16 : NIB_ROUTE_F32;
     }
     if (!format->unpack || (format->group != 16 && format->group != 32) || job->n_cols % format->group)
         return NIB_ROUTE_F32;
@@ -103,6 +102,7 @@ static nib_route route_of(const linear_job *job, const nib_format *format) {
 
 /* Up to how many tokens rows are quicker than panels. */
 static uint32_t most_by_rows(const linear_job *job, const nib_format *format, nib_route route) {
+    if (route == NIB_ROUTE_BF16) return NIB_PAIR_TOKENS;
     if (route == NIB_ROUTE_F32 || !format->turn || !job->kernels->gemm->has_dp4) return NIB_GEMV_TOKENS;
     return format->dot_tokens ? format->dot_tokens : 1;
 }

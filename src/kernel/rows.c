@@ -134,37 +134,64 @@ uint32_t nib_row_argmax(const float *x, uint32_t n, float *largest) {
     return (uint32_t)index;
 }
 
-/* The largest logit is subtracted although sums in double need no such thing: its own term, most often nearly all of the
- * sum, is then exactly 1, and divergences of 1e-8 do not drown in the rounding of e^x. */
-void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *weights) {
+static float or_zero(float max) {
+    return max > -INFINITY ? max : 0;
+}
+
+static void raise_max(nib_softmax *row, const float *logits, size_t n) {
     float largest;
-    const uint32_t index = nib_row_argmax(logits, n, &largest);
+    const uint32_t index = nib_row_argmax(logits, (uint32_t)n, &largest);
+    if (!(largest > row->max)) return;
+    row->sum *= exp((double)row->max - (double)largest);
+    row->max = largest;
+    row->argmax = row->n + index;
+}
+
+/* The largest logit is subtracted although sums in double need no such thing: its own term, most often nearly all of the
+ * sum, is then exactly 1, and divergences of 1e-8 do not drown in the rounding of e^x. Few pieces have a new largest one,
+ * so it is looked for only when a piece turns out to have one. */
+static nib_logit_sums add_piece(nib_softmax *row, nib_logit_piece piece) {
+    nib_logit_sums sums;
     if (row->n == 0) row->max = -INFINITY;
-    if (largest > row->max) {
-        row->sum *= exp((double)row->max - (double)largest);
-        row->max = largest;
-        row->argmax = row->n + index;
+    piece.max = row->max;
+    if (!(row->max > -INFINITY && kernels()->sum_logits(&piece, false, &sums))) {
+        raise_max(row, piece.logits, piece.n);
+        piece.max = or_zero(row->max);
+        kernels()->sum_logits(&piece, true, &sums);
     }
-    row->n += n;
-    if (row->max > -INFINITY) row->sum += kernels()->sum_exp(logits, n, row->max, weights);
+    row->n += (uint32_t)piece.n;
+    row->sum += sums.exp;
+    return sums;
+}
+
+void nib_softmax_add(nib_softmax *row, const float *logits, uint32_t n, float *terms) {
+    add_piece(row, (nib_logit_piece){.logits = logits, .n = n, .terms = terms});
 }
 
 double nib_softmax_log_sum(const nib_softmax *row) {
-    return row->max > -INFINITY ? (double)row->max + log(row->sum) : -INFINITY;
+    return (double)or_zero(row->max) + log(row->sum);
 }
 
-void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *weights,
-                        const float *base, const float *test, uint32_t n) {
-    if (!(base_row->max > -INFINITY)) return;
-    if (divergence->sum != 0 && divergence->max != base_row->max)
-        divergence->sum *= exp((double)divergence->max - (double)base_row->max);
-    divergence->max = base_row->max;
-    divergence->sum += kernels()->sum_differences(weights, base, test, n);
+/* Differences are those of logits less the largest, as rounded for e^x: then what is computed is the divergence of two rows
+ * of slightly rounded logits, and a divergence that is small stays so. */
+void nib_divergence_add(nib_divergence *divergence, const nib_softmax *base_row, const float *base,
+                        const float *base_terms, nib_softmax *row, const float *logits, uint32_t n) {
+    const float base_max = or_zero(base_row->max);
+    const nib_logit_sums sums = add_piece(
+        row, (nib_logit_piece){.logits = logits, .n = n, .base = base, .base_terms = base_terms, .base_max = base_max});
+    const float max = or_zero(row->max);
+    if (divergence->mass != 0) {
+        const double step = (double)divergence->base_max - (double)base_max;
+        const double change = step - ((double)divergence->max - (double)max), factor = exp(step);
+        divergence->sum = factor != 0 ? factor * (divergence->sum + divergence->mass * change) : 0;
+    }
+    *divergence = (nib_divergence){divergence->sum + sums.differences, base_row->sum, base_max, max};
 }
 
-double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *test_row) {
-    if (!(base_row->max > -INFINITY)) return 0;
-    return divergence->sum / base_row->sum - (nib_softmax_log_sum(base_row) - nib_softmax_log_sum(test_row));
+double nib_divergence_of(const nib_divergence *divergence, const nib_softmax *base_row, const nib_softmax *row) {
+    if (base_row->sum == 0) return 0;
+    if (row->sum == 0) return INFINITY;
+    return divergence->sum / base_row->sum - log(base_row->sum) + log(row->sum);
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------- */

@@ -6,7 +6,7 @@
  */
 #include "format/block.h"
 #include "format/dot_halves.h"
-#include "format/panel.h"
+#include "format/few.h"
 
 enum { BLOCK = 32 };
 
@@ -62,17 +62,22 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     vi word[68];
     read_words(word, src, stride, 68);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
-        vf_store(out->scale[b], half_at(word, at));
-        PANEL_UNROLL for (unsigned j = 0; j < BLOCK / 4; j++)
-            put_codes(out, b * BLOCK / 4 + j, vi_xor(word_at(word, at + 2 + 4 * j), vi_splat((int32_t)0x80808080)));
+        vf_store(sink->panel->scale[b], half_at(word, at));
+        open_group(sink, b, 0);
+        PANEL_UNROLL for (unsigned j = 0; j < BLOCK / 4; j++) give_codes(
+            sink, b * BLOCK / 4 + j, 0, vi_xor(word_at(word, at + 2 + 4 * j), vi_splat((int32_t)0x80808080)));
+        close_group(sink, b, 0);
     }
 }
+#define SHAPE \
+    { .group = 32, .centre = 128 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 3, 8, cut, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -98,11 +103,12 @@ NIB_FORMATS(q8_0, {.facts = {.name = "q8_0",
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
                    .centre = 128,
-                   .shape = {.group = 32, .centre = 128},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

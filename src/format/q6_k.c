@@ -10,8 +10,8 @@
  */
 #include "format/decode.h"
 #include "format/dot.h"
+#include "format/few.h"
 #include "format/lanes.h"
-#include "format/panel.h"
 
 enum { BLOCK = 256, N_SUB = 16, SUB = 16, GROUP = 16 };
 
@@ -146,26 +146,36 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     for (unsigned g = 0; g < N_SUB; g++) out->min[g] = 32 * out->scale[g];
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi scale[4], tail[4];
     vi_turn(scale, in->scale, stride);
     vi_turn(tail, in->scale + 2, stride); /* d is the last half */
-    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) vi_store(out->whole[i], signed_pair_at(scale, i));
-    vf_store(out->d, half_at(tail, 14));
-    for (unsigned i = 0; i < 4; i++) { /* columns 128 (i / 2) + 16 (i % 2) .. + 15, and those 32, 64 and 96 further */
-        const unsigned first = i / 2 * 32 + i % 2 * 4;
-        vi high[4], low[2][4];
-        vi_turn(high, in->high + 16 * i, stride);
-        vi_turn(low[0], in->low + i / 2 * 64 + i % 2 * 16, stride);
-        vi_turn(low[1], in->low + i / 2 * 64 + i % 2 * 16 + 32, stride);
-        PANEL_UNROLL for (unsigned j = 0; j < 4; j++) PANEL_UNROLL for (unsigned part = 0; part < 4; part++)
-            put_codes(out, first + 8 * part + j,
-                      vi_or(cut_bytes(low[part % 2][j], part < 2 ? 0 : 4, 15),
-                            vi_shl(cut_bytes(high[j], (int)(2 * part), 3), 4)));
-    }
+    PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) vi_store(sink->panel->whole[i], signed_pair_at(scale, i));
+    vf_store(sink->panel->d, half_at(tail, 14));
+    for (unsigned half = 0; half < 2; half++) PANEL_UNROLL for (unsigned i = 0; i < 2; i++) {
+            /* columns 128 half + 16 i .. + 15, and those 32, 64 and 96 further */
+            vi high[4], low[2][4];
+            vi_turn(high, in->high + 32 * half + 16 * i, stride);
+            vi_turn(low[0], in->low + 64 * half + 16 * i, stride);
+            vi_turn(low[1], in->low + 64 * half + 16 * i + 32, stride);
+            PANEL_UNROLL for (unsigned part = 0; part < 4; part++) {
+                open_group(sink, 8 * half + i + 2 * part, 0);
+                PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+                    const vi two =
+                        part < 2 ? vi_shl(high[j], (int)(4 - 2 * part)) : vi_shr(high[j], (int)(2 * part - 4));
+                    give_codes(
+                        sink, 32 * half + 4 * i + 8 * part + j, 0,
+                        vi_or(cut_bytes(low[part % 2][j], part < 2 ? 0 : 4, 15), vi_and(two, vi_splat(0x30303030))));
+                }
+                close_group(sink, 8 * half + i + 2 * part, 0);
+            }
+        }
 }
+#define SHAPE \
+    { .group = 16, .centre = 32, .whole = 32 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 3, 8, cut, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -194,11 +204,12 @@ NIB_FORMATS(q6_k, {.facts = {.name = "q6_k",
                    .activation = NIB_ACT_Q8_256,
                    .group = SUB,
                    .centre = 32,
-                   .shape = {.group = 16, .centre = 32, .whole = 32},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

@@ -108,14 +108,21 @@ FEW_INLINE void give_looked_up_32(panel_sink *sink, unsigned first, const vi *wo
 /* The same with fifth bits: bit i of `high` belongs to code i. */
 FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte, vi high) {
     PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
-        const vi both = word_at(word, byte + 4 * (j % 4));
-        const vi four = vi_and(vi_shr(high, (int)(4 * j)), vi_splat(15));
-        const vi fifth = vi_shl(vi_and(vi_mul(four, vi_splat(0x00204081)), vi_splat(0x01010101)), 4);
+        const vi both = word_at(word, byte + 4 * (j % 4)), eight = vi_shr(high, (int)(j / 2 * 8));
+        const vi spread = j % 2 ? vi_mul(vi_and(eight, vi_splat(0xf0)), vi_splat(0x00204081))
+                                : vi_mul(vi_and(eight, vi_splat(0x0f)), vi_splat(0x02040810));
+        const vi fifth = vi_and(spread, vi_splat(0x10101010));
         give_codes(sink, first / 4 + j, 0, vi_or(cut_bytes(both, j < 4 ? 0 : 4, 15), fifth));
     }
 }
 
-/* total -= d_min * minimums * sums of activations */
+/* total -= minimums * sums of activations, or d_min times that */
+FEW_INLINE void few_float_minimums(panel_sink *sink) {
+    for (size_t g = 0; g < NIB_PANEL_K / 32; g++) {
+        const vf minus_min = vf_load(sink->panel->minus_min[g]);
+        EACH_TOKEN sink->total[t] = vf_fma(minus_min, vf_splat(sink->row[t * sink->stride].sum32[g]), sink->total[t]);
+    }
+}
 FEW_INLINE void few_minimums(panel_sink *sink) {
     const bool by_16 = sink->shape.min_group == 16;
     vi min[NIB_FEW_TOKENS];
@@ -158,7 +165,10 @@ FEW_INLINE void few_columns(panel_cut *cut, nib_panel_shape shape, bool per_32, 
         const vf d = vf_load(panel.d);
         EACH_TOKEN sink->total[t] = vf_mul(vi_to_f(sink->whole[t]), d);
     }
-    if (shape.min_group) few_minimums(sink);
+    if (shape.min_group && per_32)
+        few_float_minimums(sink);
+    else if (shape.min_group)
+        few_minimums(sink);
     EACH_TOKEN {
         const vf before = vf_load(task->sums[t]), factor = vf_splat(sink->row[t * sink->stride].scale[0]);
         vf_store(task->sums[t], per_32 ? vf_add(sink->total[t], before) : vf_fma(sink->total[t], factor, before));

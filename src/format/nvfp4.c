@@ -11,7 +11,7 @@
 #include "format/decode.h"
 #include "format/dot_halves.h"
 #include "format/e2m1.h"
-#include "format/panel.h"
+#include "format/few.h"
 
 enum { BLOCK = 64, SUB = 16, N_SUB = BLOCK / SUB, LARGEST = 0x7e };
 
@@ -99,21 +99,26 @@ static inline vf half_scales(vi scales, unsigned i) {
     return vf_choose(vi_eq(vi_and(moved, vi_splat(0xff << 20)), vi_splat(0x7f << 20)), vf_zero(), scale);
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     enum { WORDS = sizeof(block) / 4 };
     vi word[4 * WORDS];
     read_words(word, src, stride, 4 * WORDS);
     PANEL_UNROLL for (unsigned s = 0; s < NIB_PANEL_K / SUB; s++) {
         const vi *its = word + s / N_SUB * WORDS;
-        vf_store(out->scale[s], half_scales(its[0], s % N_SUB));
+        vf_store(sink->panel->scale[s], half_scales(its[0], s % N_SUB));
+        open_group(sink, s, 0);
         PANEL_UNROLL for (unsigned j = 0; j < 2; j++) {
             const vi both = its[1 + s % N_SUB * 2 + j];
-            put_codes(out, 4 * s + j, vi_look_up(E2M1_ABOVE, cut_bytes(both, 0, 15)));
-            put_codes(out, 4 * s + 2 + j, vi_look_up(E2M1_ABOVE, cut_bytes(both, 4, 15)));
+            give_codes(sink, 4 * s + j, 0, vi_look_up(E2M1_ABOVE, cut_bytes(both, 0, 15)));
+            give_codes(sink, 4 * s + 2 + j, 0, vi_look_up(E2M1_ABOVE, cut_bytes(both, 4, 15)));
         }
+        close_group(sink, s, 0);
     }
 }
+#define SHAPE \
+    { .group = SUB, .centre = E2M1_OFFSET }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 8, cut, true, SHAPE)
 
 /* Four blocks. The bits of a ue4m3, moved to those of a float, mean 2^-119 times its half, subnormal or not. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -145,10 +150,11 @@ NIB_FORMATS(nvfp4, {.facts = {.name = "nvfp4",
                     .activation = NIB_ACT_Q8_32,
                     .group = SUB,
                     .centre = E2M1_OFFSET,
-                    .shape = {.group = SUB, .centre = E2M1_OFFSET},
+                    .shape = SHAPE,
                     .encode = encode,
                     .decode = decode,
                     .unpack = unpack,
                     .turn = turn,
+                    .few = NIB_FEW_OF(few),
                     .dot_tokens = 4,
                     .dot = NIB_DOT(dot)});

@@ -37,33 +37,6 @@ static inline void put_codes(nib_panel *out, unsigned k, vi codes) {
     vi_store(out->code[k], codes);
 }
 
-/* Sixteen bytes of nibbles (from `byte` on) -> 32 codes: low halves are columns first .., high halves first + 16 ... */
-static inline void put_nibbles_32(nib_panel *out, unsigned first, const vi *word, unsigned byte) {
-    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
-        const vi both = word_at(word, byte + 4 * j);
-        put_codes(out, first / 4 + j, cut_bytes(both, 0, 15));
-        put_codes(out, first / 4 + 4 + j, cut_bytes(both, 4, 15));
-    }
-}
-/* The same through a table of 16 bytes. */
-static inline void put_looked_up_32(nib_panel *out, unsigned first, const vi *word, unsigned byte, const void *table) {
-    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
-        const vi both = word_at(word, byte + 4 * j);
-        put_codes(out, first / 4 + j, vi_look_up(table, cut_bytes(both, 0, 15)));
-        put_codes(out, first / 4 + 4 + j, vi_look_up(table, cut_bytes(both, 4, 15)));
-    }
-}
-/* The same with fifth bits: bit i of `high` belongs to code i. */
-static inline void put_five_bits_32(nib_panel *out, unsigned first, const vi *word, unsigned byte, vi high) {
-    PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
-        const vi both = word_at(word, byte + 4 * (j % 4)), eight = vi_shr(high, (int)(j / 2 * 8));
-        const vi spread = j % 2 ? vi_mul(vi_and(eight, vi_splat(0xf0)), vi_splat(0x00204081))
-                                : vi_mul(vi_and(eight, vi_splat(0x0f)), vi_splat(0x02040810));
-        const vi fifth = vi_and(spread, vi_splat(0x10101010));
-        put_codes(out, first / 4 + j, vi_or(cut_bytes(both, j < 4 ? 0 : 4, 15), fifth));
-    }
-}
-
 /* Bytes 2 i and 2 i + 1 of the words, as two numbers of 16 bits. */
 static inline vi pair_at(const vi *word, unsigned i) {
     const vi two = vi_shr(word[i / 2], (int)(i % 2 * 16));

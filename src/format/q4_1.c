@@ -6,8 +6,8 @@
  */
 #include "format/decode.h"
 #include "format/dot_halves.h"
+#include "format/few.h"
 #include "format/lanes.h"
-#include "format/panel.h"
 
 enum { BLOCK = 32 };
 
@@ -124,18 +124,23 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
     enum { WORDS = sizeof(block) / 4 };
     vi word[8 * WORDS];
     read_words(word, src, stride, 8 * WORDS);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const vi *its = word + b * WORDS;
-        vf_store(out->scale[b], half_at(its, 0));
-        vf_store(out->minus_min[b], half_at(its, 2));
-        put_nibbles_32(out, b * BLOCK, its, 4);
+        vf_store(sink->panel->scale[b], half_at(its, 0));
+        vf_store(sink->panel->minus_min[b], half_at(its, 2));
+        open_group(sink, b, 0);
+        give_nibbles_32(sink, b * BLOCK, its, 4);
+        close_group(sink, b, 0);
     }
 }
+#define SHAPE \
+    { .group = 32, .min_group = 32 }
+NIB_TURN(turn, cut)
+NIB_FEW(few, 2, 8, cut, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -163,11 +168,12 @@ NIB_FORMATS(q4_1, {.facts = {.name = "q4_1",
                              .weighs_rows = true},
                    .activation = NIB_ACT_Q8_32,
                    .group = BLOCK,
-                   .shape = {.group = 32, .min_group = 32},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

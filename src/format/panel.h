@@ -53,14 +53,18 @@ static inline void put_looked_up_32(nib_panel *out, unsigned first, const vi *wo
         put_codes(out, first / 4 + 4 + j, vi_look_up(table, cut_bytes(both, 4, 15)));
     }
 }
+/* Bit 4 j + i of lanes becomes bit 4 of byte i, a code's fifth. */
+static inline vi fifth_bits_at(vi bits, unsigned j) {
+    const vi eight = vi_shr(bits, (int)(j / 2 * 8));
+    const vi spread = j % 2 ? vi_mul(vi_and(eight, vi_splat(0xf0)), vi_splat(0x00204081))
+                            : vi_mul(vi_and(eight, vi_splat(0x0f)), vi_splat(0x02040810));
+    return vi_and(spread, vi_splat(0x10101010));
+}
 /* The same with fifth bits: bit i of `high` belongs to code i. */
 static inline void put_five_bits_32(nib_panel *out, unsigned first, const vi *word, unsigned byte, vi high) {
     PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
-        const vi both = word_at(word, byte + 4 * (j % 4)), eight = vi_shr(high, (int)(j / 2 * 8));
-        const vi spread = j % 2 ? vi_mul(vi_and(eight, vi_splat(0xf0)), vi_splat(0x00204081))
-                                : vi_mul(vi_and(eight, vi_splat(0x0f)), vi_splat(0x02040810));
-        const vi fifth = vi_and(spread, vi_splat(0x10101010));
-        put_codes(out, first / 4 + j, vi_or(cut_bytes(both, j < 4 ? 0 : 4, 15), fifth));
+        const vi four = cut_bytes(word_at(word, byte + 4 * (j % 4)), j < 4 ? 0 : 4, 15);
+        put_codes(out, first / 4 + j, vi_or(four, fifth_bits_at(high, j)));
     }
 }
 

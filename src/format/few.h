@@ -108,11 +108,8 @@ FEW_INLINE void give_looked_up_32(panel_sink *sink, unsigned first, const vi *wo
 /* The same with fifth bits: bit i of `high` belongs to code i. */
 FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte, vi high) {
     PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
-        const vi both = word_at(word, byte + 4 * (j % 4)), eight = vi_shr(high, (int)(j / 2 * 8));
-        const vi spread = j % 2 ? vi_mul(vi_and(eight, vi_splat(0xf0)), vi_splat(0x00204081))
-                                : vi_mul(vi_and(eight, vi_splat(0x0f)), vi_splat(0x02040810));
-        const vi fifth = vi_and(spread, vi_splat(0x10101010));
-        give_codes(sink, first / 4 + j, 0, vi_or(cut_bytes(both, j < 4 ? 0 : 4, 15), fifth));
+        const vi four = cut_bytes(word_at(word, byte + 4 * (j % 4)), j < 4 ? 0 : 4, 15);
+        give_codes(sink, first / 4 + j, 0, vi_or(four, fifth_bits_at(high, j)));
     }
 }
 

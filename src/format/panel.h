@@ -37,6 +37,14 @@ static inline void put_codes(nib_panel *out, unsigned k, vi codes) {
     vi_store(out->code[k], codes);
 }
 
+/* Bit 4 j + i of lanes becomes bit 4 of byte i, a code's fifth. */
+static inline vi fifth_bits_at(vi bits, unsigned j) {
+    const vi eight = vi_shr(bits, (int)(j / 2 * 8));
+    const vi spread = j % 2 ? vi_mul(vi_and(eight, vi_splat(0xf0)), vi_splat(0x00204081))
+                            : vi_mul(vi_and(eight, vi_splat(0x0f)), vi_splat(0x02040810));
+    return vi_and(spread, vi_splat(0x10101010));
+}
+
 /* Bytes 2 i and 2 i + 1 of the words, as two numbers of 16 bits. */
 static inline vi pair_at(const vi *word, unsigned i) {
     const vi two = vi_shr(word[i / 2], (int)(i % 2 * 16));

@@ -6,6 +6,7 @@
  */
 #include "format/block.h"
 #include "format/dot_halves.h"
+#include "format/panel.h"
 
 #include <math.h>
 
@@ -75,6 +76,22 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    vi word[12];
+    read_words(word, src, stride, 8);
+    vi_turn(word + 8, (const uint8_t *)src + 20, stride); /* ends with the last word */
+    word[8] = word[11];
+    PANEL_UNROLL for (unsigned g = 0; g < NIB_PANEL_K / 32; g++) { /* codes are 0 and 16 */
+        const unsigned at = g / 4 * sizeof(block);
+        const vf d = half_at(word, at);
+        const vi bits = word_at(word, at + 2 + g % 4 * 4);
+        vf_store(out->scale[g], vf_mul(d, vf_splat(0.125f)));
+        vf_store(out->minus_min[g], vf_sub(vf_zero(), d));
+        PANEL_UNROLL for (unsigned j = 0; j < 8; j++) put_codes(out, 8 * g + j, fifth_bits_at(bits, j));
+    }
+}
+
 /* Two blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
@@ -98,8 +115,11 @@ NIB_FORMATS(q1_0, {.facts = {.name = "q1_0",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_32,
                    .group = 32,
+                   .shape = {.group = 32, .min_group = 32},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
+                   .turn = turn,
+                   .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

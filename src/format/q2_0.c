@@ -6,6 +6,7 @@
  */
 #include "format/block.h"
 #include "format/dot_halves.h"
+#include "format/panel.h"
 
 enum { BLOCK = 64 };
 
@@ -75,6 +76,24 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    vi word[18];
+    read_words(word, src, stride, 16);
+    vi_turn(word + 14, (const uint8_t *)src + 56, stride); /* ends with the last word */
+    for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
+        const unsigned at = b * sizeof(block);
+        const vf d = half_at(word, at);
+        vf_store(out->scale[2 * b], d);
+        vf_store(out->scale[2 * b + 1], d);
+        PANEL_UNROLL for (unsigned i = 0; i < BLOCK / 4; i++) { /* one byte, four codes */
+            const vi four = byte_at(word, at + 2 + i);
+            const vi halves = vi_and(vi_or(four, vi_shl(four, 12)), vi_splat(0x000f000f));
+            put_codes(out, b * BLOCK / 4 + i, vi_and(vi_or(halves, vi_shl(halves, 6)), vi_splat(0x03030303)));
+        }
+    }
+}
+
 /* Four blocks; the four codes of a byte are spread over the bytes of a lane. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;
@@ -98,8 +117,11 @@ NIB_FORMATS(q2_0, {.facts = {.name = "q2_0",
                    .activation = NIB_ACT_Q8_32,
                    .group = 32,
                    .centre = 1,
+                   .shape = {.group = 32, .centre = 1},
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
+                   .turn = turn,
+                   .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

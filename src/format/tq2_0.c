@@ -6,6 +6,7 @@
  */
 #include "format/block.h"
 #include "format/dot.h"
+#include "format/panel.h"
 
 enum { BLOCK = 256 };
 
@@ -56,6 +57,21 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     cut_pairs_256(out->code, in->q);
 }
 
+static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
+    (void)format;
+    const block *in = src;
+    vi tail[4];
+    vi_turn(tail, in->d - 14, stride);
+    vf_store(out->scale[0], half_at(tail, 14));
+    PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
+        const unsigned first = i / 2 * 32 + i % 2 * 4;
+        vi codes[4];
+        vi_turn(codes, in->q + 16 * i, stride);
+        PANEL_UNROLL for (unsigned part = 0; part < 4; part++) PANEL_UNROLL for (unsigned j = 0; j < 4; j++)
+            put_codes(out, first + 8 * part + j, cut_bytes(codes[j], (int)(2 * part), 3));
+    }
+}
+
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
     w->d = load_half(in->d);
@@ -82,8 +98,11 @@ NIB_FORMATS(tq2_0, {.facts = {.name = "tq2_0",
                     .activation = NIB_ACT_Q8_256,
                     .group = 32,
                     .centre = 1,
+                    .shape = {.group = 256, .centre = 1},
                     .encode = encode,
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
+                    .turn = turn,
+                    .dot_tokens = 4,
                     .dot = NIB_DOT(dot)});

@@ -59,7 +59,9 @@ enum {
     NIB_TASK_PANELS = 4, /* panels of one task at most: they share the tiles while the second cache has them */
     NIB_TILE_TOKENS = 6, /* tokens of one register tile */
     NIB_GEMV_TOKENS = NIB_DOT_TOKENS,
-    NIB_PAIR_TOKENS = 8 * NIB_GEMV_TOKENS, /* of bf16 pairs */
+    /* Rows are quicker than panels up to so many tokens, which take turns: floats, and bf16 pairs. */
+    NIB_FLOAT_TOKENS = 2 * NIB_GEMV_TOKENS,
+    NIB_PAIR_TOKENS = 8 * NIB_GEMV_TOKENS,
 };
 
 /* How a product is computed. */
@@ -121,7 +123,7 @@ typedef struct nib_gemm_kernels {
 } nib_gemm_kernels;
 
 typedef struct nib_gemv_kernels {
-    /* At most NIB_GEMV_TOKENS (NIB_PAIR_TOKENS) tokens, any number of rows. */
+    /* Few tokens: more than NIB_GEMV_TOKENS take turns. Any number of rows. */
     void (*rows)(const nib_linear_task *task, nib_panel_scratch *scratch);
 } nib_gemv_kernels;
 

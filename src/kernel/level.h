@@ -60,7 +60,9 @@ enum {
     NIB_TILE_TOKENS = 6, /* tokens of one register tile */
     NIB_TASK_TILES = 86, /* tiles of one task at most: their sums, 64 KiB a panel, stay in the second cache */
     NIB_GEMV_TOKENS = NIB_DOT_TOKENS,
-    NIB_PAIR_TOKENS = 8 * NIB_GEMV_TOKENS, /* of bf16 pairs */
+    /* Rows are quicker than panels up to so many tokens, which take turns: floats, and bf16 pairs. */
+    NIB_FLOAT_TOKENS = 2 * NIB_GEMV_TOKENS,
+    NIB_PAIR_TOKENS = 8 * NIB_GEMV_TOKENS,
 };
 
 /* How a product is computed. */
@@ -128,7 +130,7 @@ typedef struct nib_gemm_kernels {
 } nib_gemm_kernels;
 
 typedef struct nib_gemv_kernels {
-    /* At most NIB_GEMV_TOKENS (NIB_PAIR_TOKENS) tokens, any number of rows. */
+    /* Few tokens: more than NIB_GEMV_TOKENS take turns. Any number of rows. */
     void (*rows)(const nib_linear_task *task, nib_panel_scratch *scratch);
 } nib_gemv_kernels;
 

@@ -127,20 +127,6 @@ NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
         }
     }
 }
-
-/* More tokens than the registers have room for take turns: the second cache still has the rows. */
-static void rows_bf16(const nib_dot_task *task) {
-    const size_t padded = ((size_t)task->n_cols + K - 1) / K * K, n = task->n_tokens;
-    const size_t n_turns = (n + NIB_GEMV_TOKENS - 1) / NIB_GEMV_TOKENS;
-    for (size_t i = 0; i < n_turns; i++) {
-        const size_t begin = i * n / n_turns, end = (i + 1) * n / n_turns;
-        nib_dot_task turn = *task;
-        turn.n_tokens = (uint32_t)(end - begin);
-        turn.packed = (const uint16_t *)task->packed + begin * padded;
-        turn.out += begin * task->out_stride;
-        NIB_DOT_EACH(&turn, n_now, rows_pairs(&turn, n_now))
-    }
-}
 #endif
 
 NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, size_t n_tokens,
@@ -186,12 +172,8 @@ static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halve
         }
 }
 
-static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
+static void rows_of_few(const nib_linear_task *task, nib_panel_scratch *scratch) {
     const nib_format *format = task->format;
-    if (task->by_16) {
-        for (size_t r = 0; r < task->n_rows; r += 32) rows_by_16(task, r, task->n_rows - r < 32 ? 1 : 2);
-        return;
-    }
     const nib_dot_task dot = {
         .weights = task->weights,
         .row_bytes = task->row_bytes,
@@ -205,7 +187,7 @@ static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
     };
 #if defined(__AVX512BF16__)
     if (task->route == NIB_ROUTE_BF16) {
-        rows_bf16(&dot);
+        NIB_DOT_EACH(task, n, rows_pairs(&dot, n))
         return;
     }
 #endif
@@ -214,6 +196,24 @@ static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
         return;
     }
     NIB_DOT_EACH(task, n, rows_of(task, &dot, n, scratch))
+}
+
+/* More tokens than the registers have room for take turns: the second cache still has the rows. */
+static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
+    if (task->by_16) {
+        for (size_t r = 0; r < task->n_rows; r += 32) rows_by_16(task, r, task->n_rows - r < 32 ? 1 : 2);
+        return;
+    }
+    const size_t n = task->n_tokens, n_turns = (n + NIB_GEMV_TOKENS - 1) / NIB_GEMV_TOKENS;
+    const size_t token_bytes = ((size_t)task->n_cols + K - 1) / K * nib_row_block_bytes(task->route);
+    for (size_t i = 0; i < n_turns; i++) {
+        const size_t begin = i * n / n_turns, end = (i + 1) * n / n_turns;
+        nib_linear_task turn = *task;
+        turn.n_tokens = (uint32_t)(end - begin);
+        turn.tiles = (const char *)task->tiles + begin * token_bytes;
+        turn.out += begin * task->out_stride;
+        rows_of_few(&turn, scratch);
+    }
 }
 
 extern const nib_gemv_kernels NIB_AT_LEVEL(nib_gemv_kernels_);

@@ -103,6 +103,7 @@ static nib_route route_of(const linear_job *job, const nib_format *format) {
 /* Up to how many tokens rows are quicker than panels. */
 static uint32_t most_by_rows(const linear_job *job, const nib_format *format, nib_route route) {
     if (route == NIB_ROUTE_BF16) return NIB_PAIR_TOKENS;
+    if (format->facts.kind == NIB_CLASS_FLOAT && format->dot) return NIB_FLOAT_TOKENS;
     if (route == NIB_ROUTE_F32 || !format->turn || !job->kernels->gemm->has_dp4) return NIB_GEMV_TOKENS;
     return format->dot_tokens ? format->dot_tokens : 1;
 }

@@ -148,10 +148,47 @@ static void quotas_are_found(void **state) {
     assert_in_range(nib_cpu_cores(), 1, nib_cpu_processors());
 }
 
+/* Workers that fetch ahead do their pieces as ever, and begin to fetch where their share begins. */
+static void what_is_expected_is_shared_out(void **state) {
+    (void)state;
+    enum { BYTES = 1 << 20 };
+    char *memory = calloc(BYTES, 1);
+    assert_non_null(memory);
+    const nib_span spans[] = {{NULL, 0}, {memory, 600}, {memory + 1000, BYTES - 1000}, {memory + 700, 100}, {NULL, 0}};
+    static const unsigned sizes[] = {1, 2, 3, MOST_THREADS};
+    for (size_t s = 0; s < (sizeof sizes / sizeof *sizes); s++) {
+        nib_pool *pool = pool_of(sizes[s]);
+        for (unsigned n = 0; n <= (sizeof spans / sizeof *spans); n++) {
+            nib_pool_expect(pool, spans, n);
+            run_rounds(pool, 20, 0);
+        }
+        nib_pool_free(pool);
+    }
+    nib_pool_expect(NULL, spans, 1);
+    free(memory);
+
+    static const struct {
+        unsigned worker, n_workers;
+        size_t from, bytes; /* counted through spans of 100, 0 and 300 bytes */
+    } cases[] = {{0, 1, 0, 100}, {0, 2, 0, 100}, {1, 2, 200, 200}, {1, 4, 100, 300}, {3, 4, 300, 100}, {8, 9, 352, 48}};
+    static const char bytes[400];
+    const nib_span few[] = {{bytes, 100}, {NULL, 0}, {bytes + 100, 300}};
+    for (size_t i = 0; i < (sizeof cases / sizeof *cases); i++) {
+        const nib_span share = nib_span_share(few, 3, cases[i].worker, cases[i].n_workers);
+        assert_ptr_equal(share.data, bytes + cases[i].from);
+        assert_int_equal(share.bytes, cases[i].bytes);
+    }
+    assert_int_equal(nib_span_share(few, 0, 1, 2).bytes, 0);
+    assert_int_equal(nib_span_share(few + 1, 1, 0, 1).bytes, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_piece_once),  cmocka_unit_test(late_workers_do_no_harm),
-        cmocka_unit_test(pools_come_and_go), cmocka_unit_test(pinned_workers_work),
+        cmocka_unit_test(every_piece_once),
+        cmocka_unit_test(late_workers_do_no_harm),
+        cmocka_unit_test(pools_come_and_go),
+        cmocka_unit_test(pinned_workers_work),
+        cmocka_unit_test(what_is_expected_is_shared_out),
         cmocka_unit_test(quotas_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

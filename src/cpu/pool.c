@@ -8,9 +8,10 @@
  * nothing is left it closes the job (the number becomes even) and waits for those inside only: a worker the system has not
  * scheduled in time is not waited for, so a busy machine slows the work down but does not stall it.
  *
- * Who waits spins for a moment, since jobs follow each other within microseconds, then sleeps until the word changes. A
- * core taken away shows as a spin that took far too long: the next waits then sleep at once, which leaves the core to
- * whoever has work (often the worker this one waits for). With more threads than processors nobody spins. */
+ * Who waits fetches the beginning of what is expected next into its cache, so that memory is busy between two calls too,
+ * spins for a moment, since jobs follow each other within microseconds, then sleeps until the word changes. A core taken
+ * away shows as a spin that took far too long: the next waits then sleep at once, which leaves the core to whoever has work
+ * (often the worker this one waits for). With more threads than processors nobody spins. */
 #include "cpu/pool.h"
 
 #include "base/error.h"
@@ -26,18 +27,35 @@ enum { MAX_THREADS = 1024 };
 static const uint32_t one_call = 1u << 11;
 static const size_t most_pieces = UINT32_MAX; /* of a call, so that a share fits one word */
 
+/* What is fetched ahead, at most: a good part of a second cache. Where a worker's whole share is small, as in models that fit
+ * the caches, fetching it would only make the worker late. */
+static const size_t most_ahead = (size_t)256 << 10, small_share = (size_t)128 << 10;
 static const double spin_seconds = 50e-6;
 enum {
     SPINS_PER_LOOK = 16, /* at the clock */
     WAITS_ASLEEP = 64,   /* that do not spin after a core was taken away */
+    LINES_AT_ONCE = 16,  /* that are fetched between two looks at what is waited for */
+    LINE_BYTES = 64,
 };
 /* A few looks at the clock further apart than this: this thread did not run in between. */
 static const double taken_away_seconds = 200e-6;
+
+/* What a thread fetches while it waits. */
+typedef struct {
+    const char *at, *end;
+} ahead;
+
+/* What comes after a job. */
+typedef struct {
+    nib_span spans[NIB_POOL_SPANS];
+    unsigned n;
+} expected;
 
 typedef struct {
     nib_work_fn fn;
     void *arg;
     size_t first, n, grain;
+    expected next;
 } job;
 
 /* Pieces begin .. end - 1 that a worker has still to do: end * 2^32 + begin. Within a call no value ever comes back. */
@@ -51,7 +69,9 @@ struct nib_pool {
     pthread_t *threads;
     share *shares; /* (n_threads) */
     atomic_bool stop;
-    atomic_uint n_named;                    /* hands out worker numbers */
+    atomic_uint n_named; /* hands out worker numbers */
+    expected next;       /* of the caller's next job */
+    ahead caller_ahead;
     job job;                                /* written while the job is closed and nobody is inside */
     unsigned caller_no_spin;                /* waits of the caller that are not to spin */
     _Alignas(64) _Atomic uint32_t state;    /* workers sleep on it */
@@ -93,14 +113,21 @@ static bool nobody_inside(nib_pool *pool, uint32_t seen) {
     return inside_of(atomic_load(&pool->state)) == 0;
 }
 
+static inline void fetch(ahead *next) {
+    for (int i = 0; i < LINES_AT_ONCE && next->at < next->end; i++, next->at += LINE_BYTES)
+        __builtin_prefetch(next->at, 0, 2);
+}
+
 /* true once there is what is waited for, false when it is time to sleep. no_spin counts down the waits that sleep at once. */
-static bool spin(nib_pool *pool, wait_fn done, uint32_t seen, unsigned *no_spin) {
+static bool spin(nib_pool *pool, wait_fn done, uint32_t seen, unsigned *no_spin, ahead *next) {
     if (done(pool, seen)) return true;
     if (!pool->may_spin) return false;
     if (*no_spin > 0) {
         --*no_spin;
         return false;
     }
+    for (; next->at < next->end; fetch(next))
+        if (done(pool, seen)) return true;
     const double began = nib_now();
     for (double before = began, now; before - began < spin_seconds; before = now) {
         for (int i = 0; i < SPINS_PER_LOOK; i++) {
@@ -113,8 +140,8 @@ static bool spin(nib_pool *pool, wait_fn done, uint32_t seen, unsigned *no_spin)
     return false;
 }
 
-static void wait_for_work(nib_pool *pool, uint32_t seen, unsigned *no_spin) {
-    if (spin(pool, has_work, seen, no_spin)) return;
+static void wait_for_work(nib_pool *pool, uint32_t seen, unsigned *no_spin, ahead *next) {
+    if (spin(pool, has_work, seen, no_spin, next)) return;
     /* Whoever opens a job changes state, then looks whether somebody sleeps: one of the two sees the other. */
     atomic_fetch_add(&pool->n_asleep, 1);
     for (;;) {
@@ -126,7 +153,7 @@ static void wait_for_work(nib_pool *pool, uint32_t seen, unsigned *no_spin) {
 }
 
 static void wait_for_workers(nib_pool *pool) {
-    if (spin(pool, nobody_inside, 0, &pool->caller_no_spin)) return;
+    if (spin(pool, nobody_inside, 0, &pool->caller_no_spin, &pool->caller_ahead)) return;
     for (;;) {
         atomic_store(&pool->caller_asleep, 1);
         if (nobody_inside(pool, 0)) break;
@@ -178,11 +205,16 @@ static bool claim(nib_pool *pool, unsigned worker, uint64_t *piece) {
     return found;
 }
 
-static void work(nib_pool *pool, unsigned worker) {
+static void work(nib_pool *pool, unsigned worker, ahead *next) {
     const job of = pool->job;
     for (uint64_t piece; claim(pool, worker, &piece);) {
         const size_t at = (size_t)piece * of.grain, left = of.n - at, begin = of.first + at;
         of.fn(of.arg, begin, begin + (left < of.grain ? left : of.grain), worker);
+    }
+    const nib_span begin = nib_span_share(of.next.spans, of.next.n, worker, pool->n_threads);
+    if (begin.bytes) {
+        next->at = begin.data;
+        next->end = next->at + (begin.bytes < most_ahead ? begin.bytes : most_ahead);
     }
 }
 
@@ -208,11 +240,12 @@ static void *worker_main(void *argument) {
     nib_pool *pool = argument;
     const unsigned worker = 1 + atomic_fetch_add(&pool->n_named, 1);
     unsigned no_spin = 0;
+    ahead next = {NULL, NULL};
     for (uint32_t seen = 0;;) {
-        wait_for_work(pool, seen, &no_spin);
+        wait_for_work(pool, seen, &no_spin, &next);
         if (atomic_load(&pool->stop)) return NULL;
         if (!enter(pool, &seen)) continue;
-        work(pool, worker);
+        work(pool, worker, &next);
         leave(pool);
     }
 }
@@ -270,13 +303,15 @@ unsigned nib_pool_size(const nib_pool *pool) {
 static void run(nib_pool *pool, const job *of) {
     const uint64_t n_pieces = of->n / of->grain + (of->n % of->grain != 0);
     pool->job = *of;
+    pool->job.next = pool->next;
+    pool->next.n = 0;
     for (uint64_t i = 0; i < pool->n_threads; i++)
         atomic_store_explicit(&pool->shares[i].left,
                               pack_share(n_pieces * i / pool->n_threads, n_pieces * (i + 1) / pool->n_threads),
                               memory_order_relaxed);
     atomic_fetch_add(&pool->state, one_call);
     if (atomic_load(&pool->n_asleep)) nib_os_wake(&pool->state, INT_MAX);
-    work(pool, 0);
+    work(pool, 0, &pool->caller_ahead);
     atomic_fetch_add(&pool->state, one_call);
     wait_for_workers(pool);
 }
@@ -291,7 +326,26 @@ void nib_par_for(nib_pool *pool, size_t n, size_t grain, nib_work_fn fn, void *a
     const size_t most = grain <= SIZE_MAX / most_pieces ? grain * most_pieces : SIZE_MAX;
     for (size_t first = 0; first < n;) {
         const size_t n_now = n - first < most ? n - first : most;
-        run(pool, &(job){fn, arg, first, n_now, grain});
+        run(pool, &(job){.fn = fn, .arg = arg, .first = first, .n = n_now, .grain = grain});
         first += n_now;
     }
+}
+
+void nib_pool_expect(nib_pool *pool, const nib_span *spans, unsigned n) {
+    if (!pool) return;
+    if (n > NIB_POOL_SPANS) n = NIB_POOL_SPANS;
+    size_t all = 0;
+    for (unsigned i = 0; i < n; i++) all += (pool->next.spans[i] = spans[i]).bytes;
+    pool->next.n = all / pool->n_threads < small_share ? 0 : n;
+}
+
+nib_span nib_span_share(const nib_span *spans, unsigned n, unsigned worker, unsigned n_workers) {
+    size_t all = 0;
+    for (unsigned i = 0; i < n; i++) all += spans[i].bytes;
+    size_t skip = all / n_workers * worker;
+    for (; n > 0; spans++, n--) {
+        if (skip < spans->bytes) return (nib_span){(const char *)spans->data + skip, spans->bytes - skip};
+        skip -= spans->bytes;
+    }
+    return (nib_span){NULL, 0};
 }

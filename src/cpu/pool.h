@@ -12,4 +12,18 @@ typedef void (*nib_work_fn)(void *arg, size_t begin, size_t end, unsigned worker
  * Not reentrant: never call it from inside a work function. */
 void nib_par_for(nib_pool *pool, size_t n, size_t grain, nib_work_fn fn, void *arg);
 
+/* Memory that a later call will read from one end to the other. */
+typedef struct nib_span {
+    const void *data;
+    size_t bytes;
+} nib_span;
+
+enum { NIB_POOL_SPANS = 4 };
+
+/* What will be read after the next call, at most NIB_POOL_SPANS spans, by pieces that share them out evenly: while workers
+ * wait they fetch the beginning of their share into their caches, so that memory does not idle between two calls. */
+void nib_pool_expect(nib_pool *pool, const nib_span *spans, unsigned n);
+/* The rest, from the first byte of a worker's share on, of the span in which it begins; empty if there is none. */
+nib_span nib_span_share(const nib_span *spans, unsigned n, unsigned worker, unsigned n_workers);
+
 #endif

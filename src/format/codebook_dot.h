@@ -300,6 +300,7 @@ DOT_INLINE void dot_rows_points(const nib_dot_task *task, size_t n_tokens, look_
     next.quarter = vi_splat(0);
     look_up_next(&next, vectors, all_quarters, plane, n_points);
     const nib_int_row *row = task->packed;
+    dot_rows rows;
     vf total[NIB_DOT_TOKENS];
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
     for (size_t left = n_all, b = 0, r = 0; left > 0;) {
@@ -326,7 +327,7 @@ DOT_INLINE void dot_rows_points(const nib_dot_task *task, size_t n_tokens, look_
             codes(code, level + (point == 4 ? 2 * i : i), sign);
             dot_points_step(code, scale, d, row++, n_blocks, n_tokens, offset, total);
             if (++b < n_blocks) continue;
-            dot_store(task, r++, n_tokens, total);
+            dot_store(task, &rows, r++, n_tokens, total);
             DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
             row = task->packed;
             b = 0;

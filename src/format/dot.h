@@ -16,8 +16,9 @@
 #define DOT_UNROLL NIB_UNROLL
 
 /* Bytes are fetched so far ahead, and into the second cache: what the first cache waits for is few, and the processor's own
- * prefetching stops at every page. */
-enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 8192 };
+ * prefetching stops at every page. Half a page more than whole ones: else what is read and what is fetched come to a new page
+ * at the same time. */
+enum { DOT_PARTS = NIB_PANEL_K / 64, DOT_AHEAD = 6144 };
 
 /* ---- vectors of codes ------------------------------------------------------------------------------------------- */
 
@@ -46,6 +47,10 @@ DOT_INLINE __m128i vs_halves(const void *p, size_t stride, int repeat) {
 #endif
 
 #if defined(NIB_VEC_512)
+/* x, whose lower half loses y */
+DOT_INLINE vf vf_minus_half(vf x, vhf y) {
+    return _mm512_sub_ps(x, _mm512_zextps256_ps512(y));
+}
 /* x & mask | y */
 DOT_INLINE vi vi_and_or(vi x, vi mask, vi y) {
     return _mm512_ternarylogic_epi32(x, mask, y, 0xea);
@@ -237,6 +242,9 @@ DOT_INLINE vi dot_scaled_crossed(vi begin, const vi code[DOT_PARTS], const int8_
     (void)group;
     return vi_add(begin, dot_scaled(code, x, scale));
 }
+DOT_INLINE vf vf_minus_half(vf x, vhf y) {
+    return (vf){_mm256_sub_ps(x.a, y), x.b};
+}
 DOT_INLINE vi vi_of_half(__m256i x) {
     return (vi){x, _mm256_setzero_si256()};
 }
@@ -379,24 +387,44 @@ DOT_INLINE void dot_read_codes(dot_groups *w, const nib_codes *codes) {
     w->min = vf_load(codes->min);
 }
 
-DOT_INLINE void dot_store(const nib_dot_task *task, size_t r, size_t n_tokens, const vf total[NIB_DOT_TOKENS]) {
-    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) task->out[t * task->out_stride + r] =
-        vf_sum(total[t]) + (task->bias ? task->bias[r] : 0);
+/* Rows' totals, lane by lane, until there are 16 to be added up at once: then a row costs a fraction of a sum of its own,
+ * which counts where rows are short. */
+typedef struct dot_rows {
+    _Alignas(64) float lanes[NIB_DOT_TOKENS][NIB_LANES][NIB_LANES];
+} dot_rows;
+
+/* Adds up the first n_lanes (a constant, 8 or 16) of the rows since the last time, up to row r, and puts out the sums. */
+DOT_INLINE void dot_put(const nib_dot_task *task, const dot_rows *rows, size_t r, size_t n_tokens, size_t n_lanes) {
+    const size_t first = r / NIB_LANES * NIB_LANES, n = r - first + 1;
+    if (n < NIB_LANES && r + 1 < task->n_rows) return;
+    const vf bias = task->bias ? vf_load_n(task->bias + first, n) : vf_zero();
+    for (size_t t = 0; t < n_tokens; t++) {
+        vf sum = bias;
+        DOT_UNROLL for (size_t i = 0; i < n_lanes; i += 4) {
+            vi four[4];
+            vi_turn(four, rows->lanes[t][0] + i, sizeof rows->lanes[t][0]);
+            sum = vf_add(
+                sum, vf_add(vf_add(vf_bits(four[0]), vf_bits(four[1])), vf_add(vf_bits(four[2]), vf_bits(four[3]))));
+        }
+        vf_store_n(task->out + t * task->out_stride + first, sum, n);
+    }
+}
+
+/* The totals of row r, the next one. */
+DOT_INLINE void dot_store(const nib_dot_task *task, dot_rows *rows, size_t r, size_t n_tokens,
+                          const vf total[NIB_DOT_TOKENS]) {
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) vf_store(rows->lanes[t][r % NIB_LANES], total[t]);
+    dot_put(task, rows, r, n_tokens, NIB_LANES);
 }
 
 typedef void dot_read_whole(dot_whole *w, const void *src);
 
 #if !defined(NIB_NO_DOT)
-DOT_INLINE float vhf_sum(vhf x) {
-    const __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    const __m128 z = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
-}
-
 /* Rows of formats with blocks of 256. Everything but the task is a constant at every call. */
 DOT_INLINE void dot_rows_whole(const nib_dot_task *task, size_t n_tokens, dot_read_whole *read, size_t bytes,
                                dot_kind kind) {
     const size_t n_blocks = task->n_cols / NIB_PANEL_K;
+    dot_rows rows;
     for (size_t r = 0; r < task->n_rows; r++) {
         const char *at = (const char *)task->weights + r * task->row_bytes;
         const nib_int_row *row = task->packed;
@@ -408,8 +436,10 @@ DOT_INLINE void dot_rows_whole(const nib_dot_task *task, size_t n_tokens, dot_re
             read(&w, at);
             dot_whole_step(&w, row, n_blocks, n_tokens, kind, total);
         }
-        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) task->out[t * task->out_stride + r] =
-            vf_sum(total[t].code) - vhf_sum(total[t].min) + (task->bias ? task->bias[r] : 0);
+        vf sum[NIB_DOT_TOKENS];
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) sum[t] =
+            kind.centre ? total[t].code : vf_minus_half(total[t].code, total[t].min);
+        dot_store(task, &rows, r, n_tokens, sum);
     }
 }
 #endif
@@ -422,6 +452,7 @@ DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *ta
     enum { CHAINS = 4 };
     const size_t stride = (task->n_cols + (size_t)NIB_PANEL_K - 1) / NIB_PANEL_K * NIB_PANEL_K;
     const size_t step = (size_t)CHAINS * NIB_LANES, n_whole = task->n_cols / step * step;
+    dot_rows rows;
     for (size_t r = 0; r < task->n_rows; r++) {
         const char *at = (const char *)task->weights + r * task->row_bytes;
         const float *x = task->packed;
@@ -446,7 +477,7 @@ DOT_INLINE void dot_rows_floats(const nib_format *format, const nib_dot_task *ta
         }
         DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] =
             vf_add(vf_add(total[t], chain[0][t]), vf_add(chain[1][t], chain[2][t]));
-        dot_store(task, r, n_tokens, total);
+        dot_store(task, &rows, r, n_tokens, total);
     }
 }
 

@@ -301,6 +301,7 @@ DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_h
     const size_t n_whole = task->n_cols / NIB_PANEL_K, rest = task->n_cols % NIB_PANEL_K;
     const size_t stride = n_whole + (rest > 0);
     char tail[2 * NIB_PANEL_K] = {0};
+    dot_rows rows;
     for (size_t r = 0; r < task->n_rows; r++) {
         const char *at = (const char *)task->weights + r * task->row_bytes;
         const nib_int_row *row = task->packed;
@@ -319,8 +320,9 @@ DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_h
             vhf sum = _mm256_add_ps(total[t][0], total[t][1]);
             if (DOT_CHAINS == 4)
                 sum = _mm256_add_ps(sum, _mm256_add_ps(total[t][2 % DOT_CHAINS], total[t][3 % DOT_CHAINS]));
-            task->out[t * task->out_stride + r] = vhf_sum(sum) + (task->bias ? task->bias[r] : 0);
+            _mm256_store_ps(rows.lanes[t][r % NIB_LANES], sum);
         }
+        dot_put(task, &rows, r, n_tokens, 8);
     }
 }
 #endif

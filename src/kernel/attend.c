@@ -23,7 +23,7 @@ static const nib_kv_kernels *kv_kernels(void) {
 }
 
 /* Work below these sizes is done by the caller: waking workers would cost more. */
-enum { SMALL_STORE = 16384 /* values */, SMALL_ATTENTION = 1 << 17 /* multiply-adds */ };
+enum { SMALL_STORE = 512 /* values, each a line of memory */, SMALL_ATTENTION = 1 << 17 /* multiply-adds */ };
 
 /* ---- the cache -------------------------------------------------------------------------------------------------- */
 

@@ -131,6 +131,7 @@ NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
 
 NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, size_t n_tokens,
                         nib_panel_scratch *scratch) {
+    dot_rows rows;
     memset(scratch->rows.codes, 0, GEMV_AHEAD * sizeof *scratch->rows.codes);
     for (size_t r = 0; r < task->n_rows; r++) {
         vf sum[NIB_GEMV_TOKENS];
@@ -141,7 +142,7 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
             row_ints(task, r, n_tokens, 16, scratch->rows.codes, sum);
         else
             row_ints(task, r, n_tokens, 32, scratch->rows.codes, sum);
-        dot_store(dot, r, n_tokens, sum);
+        dot_store(dot, &rows, r, n_tokens, sum);
     }
 }
 

@@ -146,6 +146,29 @@ static void turn_codes(int8_t *restrict out, const int8_t *restrict code) {
     }
 }
 
+/* The other orders of a block's codes, and its sums as products of rows read them. */
+static void finish_row(nib_int_row *out, const int32_t sum[K / 16]) {
+    for (size_t i = 0; i < K / 16; i++)
+        memcpy(out->crossed + i / 2 % 2 * 128 + i % 2 * 64 + i / 4 * 16, out->code + 16 * i, 16);
+    turn_codes(out->turned, out->code);
+    memcpy(out->turned_sum, sum, sizeof out->turned_sum);
+    out->minus_sum256 = 0;
+    for (size_t i = 0; i < K / 16; i++) {
+        out->whole16[i] = (int16_t)sum[i];
+        out->minus_sum16[i] = -sum[i];
+        out->sum16[i] = (float)sum[i] * out->scale[i / 2];
+    }
+    for (size_t i = 0; i < K / 32; i++) {
+        const int32_t both = sum[2 * i] + sum[2 * i + 1];
+        out->whole32[i] = 0;
+        out->whole32[K / 32 + i] = (int16_t)both;
+        out->sum32[i] = (float)both * out->scale[i];
+        out->sum32[K / 32 + i] = 0;
+        out->minus_sum32[i] = -both;
+        out->minus_sum256 -= both;
+    }
+}
+
 static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {
     _Alignas(64) float copy[K];
     for (size_t k = 0; k < n_cols; k += K) {
@@ -161,27 +184,13 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         nib_int_row *out = (nib_int_row *)row + k / K;
         int32_t sum[K / 16];
         const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;
-        const float *block = find_block(NIB_ACT_F32, x, begin, n_cols, copy);
-        memset(out, 0, sizeof *out);
-        quantize_block(route, block, out->code, out->scale, sum);
-        memset(out->code, 0, n_before);
-        for (size_t i = 0; i < K / 16; i++)
-            memcpy(out->crossed + i / 2 % 2 * 128 + i % 2 * 64 + i / 4 * 16, out->code + 16 * i, 16);
-        memset(sum, 0, n_before / 16 * sizeof *sum);
-        turn_codes(out->turned, out->code);
-        memcpy(out->turned_sum, sum, sizeof sum);
-        for (size_t i = 0; i < K / 16; i++) {
-            out->whole16[i] = (int16_t)sum[i];
-            out->minus_sum16[i] = -sum[i];
-            out->sum16[i] = (float)sum[i] * out->scale[i / 2];
+        quantize_block(route, find_block(NIB_ACT_F32, x, begin, n_cols, copy), out->code, out->scale, sum);
+        memset(out->scale + K / 32, 0, sizeof out->scale / 2);
+        if (n_before) {
+            memset(out->code, 0, n_before);
+            memset(sum, 0, n_before / 16 * sizeof *sum);
         }
-        for (size_t i = 0; i < K / 32; i++) {
-            const int32_t both = sum[2 * i] + sum[2 * i + 1];
-            out->whole32[K / 32 + i] = (int16_t)both;
-            out->sum32[i] = (float)both * out->scale[i];
-            out->minus_sum32[i] = -both;
-            out->minus_sum256 -= both;
-        }
+        finish_row(out, sum);
     }
 }
 

@@ -24,7 +24,8 @@ struct nib_session {
     bool *in_run;         /* (n_seq) sequences seen while a run is checked */
     float *arena;
     void *scratch;
-    float *last_hidden; /* (n_embd) */
+    nib_op_reads *followers; /* (n_weights) */
+    float *last_hidden;      /* (n_embd) */
     nib_op_run run;
     /* The batch being put together: (n_batch) each. */
     nib_op_batch batch;
@@ -158,6 +159,7 @@ static nib_status take_memory(nib_session *session, const layout *plan, nib_erro
     session->n_cached = nib_alloc(plan->n_seq, sizeof *session->n_cached);
     session->in_run = nib_alloc(plan->n_seq, sizeof *session->in_run);
     session->last_hidden = nib_alloc(h->n_embd, sizeof(float));
+    session->followers = nib_alloc(session->model->n_weights, sizeof *session->followers);
     session->ids = nib_alloc(plan->n_batch, sizeof *session->ids);
     session->positions = nib_alloc(plan->n_batch, sizeof *session->positions);
     session->wanted = nib_alloc(plan->n_batch, sizeof *session->wanted);
@@ -166,7 +168,7 @@ static nib_status take_memory(nib_session *session, const layout *plan, nib_erro
     session->scratch = nib_alloc_aligned(plan->scratch_bytes);
     if (session->layers == NULL || session->n_cached == NULL || session->in_run == NULL ||
         session->last_hidden == NULL || session->ids == NULL || session->positions == NULL || session->wanted == NULL ||
-        session->segments == NULL || session->arena == NULL || session->scratch == NULL) {
+        session->segments == NULL || session->followers == NULL || session->arena == NULL || session->scratch == NULL) {
         return nib_fail_memory(error, plan->arena_bytes + plan->scratch_bytes);
     }
     for (uint32_t i = 0; i < h->n_layer; i++) {
@@ -214,6 +216,7 @@ nib_status nib_session_new(const nib_model *model, nib_pool *pool, const nib_ses
                                        .layers = session->layers,
                                        .n_layers = model->graph.hyper.n_layer,
                                        .scratch = session->scratch,
+                                       .followers = session->followers,
                                    });
     *out = session;
     return NIB_OK;
@@ -231,6 +234,7 @@ void nib_session_free(nib_session *session) {
     free(session->layers);
     free(session->n_cached);
     free(session->in_run);
+    free(session->followers);
     free(session->last_hidden);
     free(session->ids);
     free(session->positions);

@@ -105,6 +105,12 @@ const float *nib_op_data(const nib_op_context *context, nib_value value, uint32_
 
 /* ---- Running on the CPU ----------------------------------------------------------------------------------------------- */
 
+/* The matrices of a group of products, as they lie in memory. */
+typedef struct nib_op_reads {
+    nib_span spans[NIB_OP_MAX_PRODUCTS];
+    uint32_t n;
+} nib_op_reads;
+
 typedef struct nib_op_run {
     nib_op_context base;
     nib_pool *pool;
@@ -112,6 +118,8 @@ typedef struct nib_op_run {
     const nib_kv_layer *layers; /* (n_layers) */
     uint32_t n_layers;
     void *scratch; /* for nib_linear of n_batch tokens and nib_attend */
+    /* (n_weights) What was multiplied after the group that a weight leads: one pass foretells the next. */
+    nib_op_reads *followers, *last_follower;
 } nib_op_run;
 
 /* Everything pointed to belongs to the caller and must outlive the context. arena: 64-byte aligned, arena_cols * n_batch. */
@@ -126,6 +134,7 @@ typedef struct nib_op_run_params {
     const nib_kv_layer *layers;
     uint32_t n_layers;
     void *scratch;
+    nib_op_reads *followers; /* (n_weights), zero at first, or NULL */
 } nib_op_run_params;
 void nib_op_run_init(nib_op_run *run, const nib_op_run_params *params);
 

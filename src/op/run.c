@@ -15,6 +15,26 @@ static void run_norm(nib_op_context *context, const nib_op_slot *x, const nib_op
     nib_norm_rows(run_of(context)->pool, x->data, x->n_rows, x->n_cols, weight->vector, eps, out->data);
 }
 
+/* With more rows cores set the pace, not memory. */
+enum { MOST_ROWS_AHEAD = 16 };
+
+/* Remembers what follows what, and announces what followed these products the last time. */
+static void foretell(nib_op_run *run, const nib_op_product *products, const nib_product *work, uint32_t n,
+                     uint32_t n_rows) {
+    if (run->followers == NULL || n_rows > MOST_ROWS_AHEAD) return;
+    nib_op_reads *follower = &run->followers[products[0].weight - run->base.weights];
+    if (run->last_follower != NULL) {
+        run->last_follower->n = n;
+        for (uint32_t i = 0; i < n; i++) {
+            const nib_matrix *weight = &work[i].weight;
+            run->last_follower->spans[i] =
+                (nib_span){weight->data, weight->n_rows * nib_format_row_bytes(weight->format, weight->n_cols)};
+        }
+    }
+    run->last_follower = follower;
+    nib_pool_expect(run->pool, follower->spans, follower->n);
+}
+
 static void run_linears(nib_op_context *context, const nib_op_slot *x, const nib_op_product *products, uint32_t n) {
     nib_op_run *run = run_of(context);
     nib_product work[NIB_OP_MAX_PRODUCTS];
@@ -31,6 +51,7 @@ static void run_linears(nib_op_context *context, const nib_op_slot *x, const nib
             .out = out->data,
         };
     }
+    foretell(run, products, work, n, x->n_rows);
     nib_linear(run->pool, run->path, x->data, x->n_rows, work, n, run->scratch);
 }
 
@@ -121,5 +142,6 @@ void nib_op_run_init(nib_op_run *run, const nib_op_run_params *params) {
         .layers = params->layers,
         .n_layers = params->n_layers,
         .scratch = params->scratch,
+        .followers = params->followers,
     };
 }

@@ -98,6 +98,7 @@ NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
     enum { BLOCK_ROWS = 16, BLOCK_COLS = 2048 };
     const size_t n_cols = task->n_cols, padded = (n_cols + K - 1) / K * K;
     const uint16_t *x[NIB_GEMV_TOKENS];
+    dot_rows rows;
     EACH_TOKEN {
         x[t] = (const uint16_t *)task->packed + t * padded;
         __asm__("" : "+r"(x[t])); /* else the compiler keeps an address for every load */
@@ -123,7 +124,7 @@ NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
         for (size_t r = 0; r < n_rows; r++) {
             vf total[NIB_GEMV_TOKENS];
             EACH_TOKEN total[t] = vf_load(sums[r][t]);
-            dot_store(task, first + r, n_tokens, total);
+            dot_store(task, &rows, first + r, n_tokens, total);
         }
     }
 }

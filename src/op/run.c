@@ -16,7 +16,7 @@ static void run_norm(nib_op_context *context, const nib_op_slot *x, const nib_op
 }
 
 /* With more rows cores set the pace, not memory. */
-enum { MOST_ROWS_AHEAD = 16 };
+enum { MOST_ROWS_AHEAD = 3 };
 
 /* Remembers what follows what, and announces what followed these products the last time. */
 static void foretell(nib_op_run *run, const nib_op_product *products, const nib_product *work, uint32_t n,

@@ -82,7 +82,8 @@ typedef struct nib_panel_scratch {
     union {
         struct {
             nib_panel half[NIB_PANEL_ROWS / 16];
-            float minus_min[NIB_PANEL_K / 16][NIB_PANEL_ROWS]; /* of formats without turn */
+            float minus_min[NIB_PANEL_K / 16][NIB_PANEL_ROWS];   /* of formats without turn */
+            float scaled_sum[NIB_PANEL_K / 32][NIB_TILE_TOKENS]; /* for minimums that are floats */
         } ints;
         _Alignas(64) float floats[NIB_PANEL_K][NIB_PANEL_ROWS];
         _Alignas(64) uint32_t pairs[NIB_PANEL_K / 2][NIB_PANEL_ROWS];

@@ -104,6 +104,7 @@ typedef enum scale_kind {
 typedef struct int_work {
     const nib_panel *half; /* two */
     const nib_int_tile *tile;
+    const float (*scaled_sum)[TOKENS]; /* of activations per 32, where minimums are floats */
     size_t n_groups;
     vi centre;       /* its logarithm; 32: there is none */
     int32_t largest; /* of |code - centre|, where scales are whole */
@@ -170,25 +171,22 @@ NIB_INLINE void add_minimums(vf total[INT_COLUMNS][INT_VECTORS], const int_work 
 }
 
 /* Sums of activations with their scales, for minimums that are floats. */
-typedef struct scaled_sums {
-    float sum32[K / 32][TOKENS];
-} scaled_sums;
-
-static inline void find_scaled_sums(scaled_sums *out, const nib_int_tile *tile) {
-    _Static_assert(sizeof *out % 64 == 0 && sizeof *out == sizeof tile->scale, "whole vectors");
+static inline void find_scaled_sums(float out[K / 32][TOKENS], const nib_int_tile *tile) {
+    _Static_assert(K / 32 * TOKENS % 16 == 0, "whole vectors");
     for (size_t i = 0; i < K / 32 * TOKENS; i += 16) {
         const vi sums = vi_sub(vi_splat(0), vi_load(tile->minus_sum32[0] + i));
-        vf_store(out->sum32[0] + i, vf_mul(vi_to_f(sums), vf_load(tile->scale[0] + i)));
+        vf_store(out[0] + i, vf_mul(vi_to_f(sums), vf_load(tile->scale[0] + i)));
     }
 }
 
 /* total -= minimums (floats) * sums of activations */
-NIB_INLINE void add_float_minimums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, const scaled_sums *sums,
-                                   size_t row, size_t column, size_t n) {
+NIB_INLINE void add_float_minimums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t row, size_t column,
+                                   size_t n) {
     for (size_t g = 0; g < K / 32; g++) {
         vf minus_min[INT_VECTORS];
         EACH_VECTOR minus_min[v] = vf_load(work->half[row + v].minus_min[g]);
-        EACH_COLUMN EACH_VECTOR total[j][v] = vf_fma(minus_min[v], vf_splat(sums->sum32[g][column + j]), total[j][v]);
+        EACH_COLUMN EACH_VECTOR total[j][v] =
+            vf_fma(minus_min[v], vf_splat(work->scaled_sum[g][column + j]), total[j][v]);
     }
 }
 
@@ -284,9 +282,8 @@ NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *wo
 
 /* sums[token][row] += panel x tile for n columns and INT_VECTORS rows. group, scales, min_group and n are constants at
  * every call. */
-NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind scales, size_t min_group,
-                               const scaled_sums *scaled, size_t row, size_t column, size_t n, float *sums,
-                               bool first) {
+NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t row,
+                               size_t column, size_t n, float *sums, bool first) {
     vf total[INT_COLUMNS][INT_VECTORS];
     if (scales == SCALES_WHOLE) {
         const int32_t most = group == 16 ? work->tile->most16 : work->tile->most32;
@@ -303,7 +300,7 @@ NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind sc
         sum_scaled(total, work, group, scales == SCALES_PER_32, !min_group, row, column, n);
     }
     if (min_group && scales == SCALES_PER_32)
-        add_float_minimums(total, work, scaled, row, column, n);
+        add_float_minimums(total, work, row, column, n);
     else if (min_group)
         add_minimums(total, work, min_group, row, column, n);
     add_to_sums(total, work, scales == SCALES_PER_32, row, column, n, sums, first);
@@ -312,12 +309,10 @@ NIB_INLINE void tile_ints_part(const int_work *work, size_t group, scale_kind sc
 NIB_INLINE void tile_ints(const int_work *work, size_t group, scale_kind scales, size_t min_group, size_t n_columns,
                           float *sums, bool first) {
     const size_t whole = n_columns / INT_COLUMNS * INT_COLUMNS, rest = n_columns - whole;
-    scaled_sums scaled;
-    if (min_group && scales == SCALES_PER_32) find_scaled_sums(&scaled, work->tile);
     for (size_t row = 0; row < 2; row += INT_VECTORS) {
         for (size_t column = 0; column < whole; column += INT_COLUMNS)
-            tile_ints_part(work, group, scales, min_group, &scaled, row, column, INT_COLUMNS, sums, first);
-        if (rest) tile_ints_part(work, group, scales, min_group, &scaled, row, whole, rest, sums, first);
+            tile_ints_part(work, group, scales, min_group, row, column, INT_COLUMNS, sums, first);
+        if (rest) tile_ints_part(work, group, scales, min_group, row, whole, rest, sums, first);
     }
 }
 
@@ -471,7 +466,9 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
         fill_from_rows(task, k, n, scratch);
     fetch_weights(step);
     int_tile_fn *const *fn = int_tiles_for(task->route, &shape);
+    const bool has_float_minimums = shape.min_group && task->route == NIB_ROUTE_INT_32;
     int_work work = {.half = scratch->panel.ints.half,
+                     .scaled_sum = scratch->panel.ints.scaled_sum,
                      .n_groups = n / shape.group,
                      .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32),
                      .largest = shape.whole,
@@ -481,6 +478,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
         work.tile = tile.packed;
         work.fetch = fetched_with(step, &tile, i);
         if (k + K >= task->n_cols) fetch_out(step, &tile);
+        if (has_float_minimums) find_scaled_sums(scratch->panel.ints.scaled_sum, work.tile);
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
         if (!turns && !format->centre)
             subtract_minimums(scratch, work.tile, shape.group, work.n_groups, tile.n_columns, tile.sums);

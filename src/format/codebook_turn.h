@@ -8,7 +8,7 @@
 #define NIB_FORMAT_CODEBOOK_TURN_H
 
 #include "format/codebook_dot.h"
-#include "format/panel.h"
+#include "format/few.h"
 
 #if defined(NIB_CODEBOOK_DOT)
 
@@ -39,36 +39,39 @@ DOT_INLINE void put_whole_scales(nib_panel *out, const vi word[2]) {
 
 /* Four points of 8 with levels of 2 bits, two bits for each of columns 4 k .. 4 k + 3 in a byte of first, the four columns
  * after them in second. Points 0 .. 3 follow each other, or, crossed, are 0, 2, 1, 3. table: by level, 4 more for a sign */
-DOT_INLINE void put_points_of_8(nib_panel *out, unsigned k, bool crossed, vi first, vi second, vi sign,
-                                const uint8_t table[16]) {
+DOT_INLINE void give_points_of_8(panel_sink *sink, unsigned k, bool crossed, vi first, vi second, vi sign,
+                                 const uint8_t table[16]) {
     DOT_UNROLL for (int j = 0; j < 4; j++) {
-        const unsigned at = k + 2 * (unsigned)(crossed ? j % 2 * 2 + j / 2 : j);
+        const unsigned point = (unsigned)(crossed ? j % 2 * 2 + j / 2 : j),
+                       slot = sink->shape.group == 16 ? point / 2 : 0;
         DOT_UNROLL for (int half = 0; half < 2; half++) {
             const vi level = cut_lanes(half ? second : first, 8 * j, 2), its = cut_lanes(sign, 8 * j + 4 * half - 2, 1);
-            put_codes(out, at + (unsigned)half, look_up_low_4(table, choose_bits(vi_of_byte(3), level, its)));
+            give_codes(sink, k + 2 * point + (unsigned)half, slot,
+                       look_up_low_4(table, choose_bits(vi_of_byte(3), level, its)));
         }
     }
 }
 
 /* Four points of 4 with levels of 3 bits, columns 4 k .. 4 k + 15: two levels, each with a bit to spare, in a byte of
  * first, two in second. Bit sign_at of lanes of sign belongs to the first column. table: by level, 8 more for a sign */
-DOT_INLINE void put_points_of_4(nib_panel *out, unsigned k, vi first, vi second, vi sign, int sign_at,
-                                const uint8_t table[16]) {
+DOT_INLINE void give_points_of_4(panel_sink *sink, unsigned k, vi first, vi second, vi sign, int sign_at,
+                                 const uint8_t table[16]) {
     const vi low = vi_splat(0x00ff00ff);
     const vi even = choose_bits(low, first, words_up(second, 8)), odd = choose_bits(low, words_down(first, 8), second);
     DOT_UNROLL for (int j = 0; j < 4; j++) {
         const vi level = cut_lanes(j % 2 ? odd : even, j / 2 * 16, 4), its = cut_lanes(sign, sign_at + 4 * j - 3, 1);
-        put_codes(out, k + (unsigned)j, look_up_low_4(table, choose_bits(vi_of_byte(7), level, its)));
+        give_codes(sink, k + (unsigned)j, 0, look_up_low_4(table, choose_bits(vi_of_byte(7), level, its)));
     }
 }
 
 /* Four points of 8 that move, levels as above: (9 + eighths) / 2, which is 4 * level or one more, times the sub-block's scale.
  * move: of each point, 0 or the scale in every byte */
-DOT_INLINE void put_moved_points(nib_panel *out, unsigned k, vi first, vi second, const vi scale[4], const vi move[4]) {
+DOT_INLINE void give_moved_points(panel_sink *sink, unsigned k, vi first, vi second, const vi scale[4],
+                                  const vi move[4]) {
     DOT_UNROLL for (int j = 0; j < 4; j++) {
         DOT_UNROLL for (int half = 0; half < 2; half++) {
             const vi level = vi_and(cut_lanes(half ? second : first, 8 * j - 2, 2), vi_of_byte(12));
-            put_codes(out, k + 2 * (unsigned)j + (unsigned)half, vi_add(vi_mul(level, scale[j]), move[j]));
+            give_codes(sink, k + 2 * (unsigned)j + (unsigned)half, 0, vi_add(vi_mul(level, scale[j]), move[j]));
         }
     }
 }

@@ -1,5 +1,5 @@
 /* Products of a few tokens with 16 rows of weights at once. A format says once how 256 columns of 16 rows are cut from the
- * words of the file (its `cut`): `turn` writes them to a panel in memory, which pays with many tokens, and `few` multiplies
+ * words of the file (its `cut_rows`): `turn` writes them to a panel in memory, which pays with many tokens, and `few` multiplies
  * every vector of codes as soon as it is in a register, so that neither storing panels nor reading them back takes time.
  *
  * The arithmetic is that of the panels' register tiles (kernel/level_gemm.c), and so are the results, bit for bit.
@@ -12,7 +12,7 @@
 
 #define FEW_INLINE static inline __attribute__((always_inline, unused))
 
-/* Where `cut` puts what it finds. */
+/* Where `cut_rows` puts what it finds. */
 typedef struct panel_sink {
     nib_panel *panel; /* scales and minimums, and, if n_tokens is 0, codes */
     nib_panel_shape shape;
@@ -136,10 +136,10 @@ FEW_INLINE void few_minimums(panel_sink *sink) {
     EACH_TOKEN sink->total[t] = vf_fma(vi_to_f(min[t]), minus_d_min, sink->total[t]);
 }
 
-typedef void panel_cut(panel_sink *sink, const void *src, size_t stride);
+typedef void panel_cut_fn(panel_sink *sink, const void *src, size_t stride);
 
 /* All but the task are constants at every call. */
-FEW_INLINE void few_columns(panel_cut *cut, nib_panel_shape shape, bool per_32, size_t n_tokens,
+FEW_INLINE void few_columns(panel_cut_fn *cut_rows, nib_panel_shape shape, bool per_32, size_t n_tokens,
                             const nib_few_task *task) {
     nib_panel panel;
     panel_sink here = {.panel = &panel,
@@ -156,7 +156,7 @@ FEW_INLINE void few_columns(panel_cut *cut, nib_panel_shape shape, bool per_32, 
         sink->total[t] = vf_zero();
     }
     if (shape.group == NIB_PANEL_K) open_group(sink, 0, 0);
-    cut(sink, task->src, task->stride);
+    cut_rows(sink, task->src, task->stride);
     if (shape.group == NIB_PANEL_K) close_group(sink, 0, 0);
     if (shape.whole) {
         const vf d = vf_load(panel.d);
@@ -173,35 +173,35 @@ FEW_INLINE void few_columns(panel_cut *cut, nib_panel_shape shape, bool per_32, 
 }
 
 /* The `turn` of a format that has `few` too: how it cuts. */
-#define NIB_TURN(name, cut)                                                                                        \
+#define NIB_TURN(name, cut_rows)                                                                                   \
     static void name(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) { \
         panel_sink sink;                                                                                           \
         (void)format;                                                                                              \
         sink.panel = out;                                                                                          \
         sink.n_tokens = 0;                                                                                         \
-        cut(&sink, src, stride);                                                                                   \
+        cut_rows(&sink, src, stride);                                                                              \
     }
 
 /* The `few` of a format: from how many tokens to how many it is fastest, how the format cuts, whether activations have a
  * scale per 32 columns, and the panel's shape. */
 #if defined(NIB_VEC_512) && defined(__AVX512VNNI__)
-#define FEW_WIDTH(name, n, cut, per_32, ...)                             \
-    static void name##_##n(const nib_few_task *task) {                   \
-        few_columns(cut, (nib_panel_shape)__VA_ARGS__, per_32, n, task); \
+#define FEW_WIDTH(name, n, cut_rows, per_32, ...)                             \
+    static void name##_##n(const nib_few_task *task) {                        \
+        few_columns(cut_rows, (nib_panel_shape)__VA_ARGS__, per_32, n, task); \
     }
-#define NIB_FEW(name, from, to, cut, per_32, ...) \
-    FEW_WIDTH(name, 2, cut, per_32, __VA_ARGS__)  \
-    FEW_WIDTH(name, 3, cut, per_32, __VA_ARGS__)  \
-    FEW_WIDTH(name, 4, cut, per_32, __VA_ARGS__)  \
-    FEW_WIDTH(name, 5, cut, per_32, __VA_ARGS__)  \
-    FEW_WIDTH(name, 6, cut, per_32, __VA_ARGS__)  \
-    FEW_WIDTH(name, 7, cut, per_32, __VA_ARGS__)  \
-    FEW_WIDTH(name, 8, cut, per_32, __VA_ARGS__)  \
-    static const nib_few name = {                 \
+#define NIB_FEW(name, from, to, cut_rows, per_32, ...) \
+    FEW_WIDTH(name, 2, cut_rows, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 3, cut_rows, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 4, cut_rows, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 5, cut_rows, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 6, cut_rows, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 7, cut_rows, per_32, __VA_ARGS__)  \
+    FEW_WIDTH(name, 8, cut_rows, per_32, __VA_ARGS__)  \
+    static const nib_few name = {                      \
         from, to, {NULL, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}};
 #define NIB_FEW_OF(name) &name
 #else
-#define NIB_FEW(name, from, to, cut, per_32, ...)
+#define NIB_FEW(name, from, to, cut_rows, per_32, ...)
 #define NIB_FEW_OF(name) NULL
 #endif
 

@@ -181,6 +181,9 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#define SHAPE \
+    { .group = 256, .min_group = 16 }
+
 #if defined(NIB_CODEBOOK_DOT)
 /* Eighths: 9 and 8 * level + 1 or - 1. */
 enum { OFFSET = 9 };
@@ -234,8 +237,7 @@ DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048);
     vi high[4], tail[4], d = vi_splat(0);
@@ -243,7 +245,7 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi_turn(tail, in->high + 8, stride); /* ends with the scales */
     DOT_UNROLL for (int a = 0; a < 4; a++) d =
         vi_or(d, vi_shl(vi_and(vi_shr(tail[2 + a / 2], a % 2 * 16 + 12), vi_splat(15)), 4 * a));
-    iq1_put_d(out, vf_from_low_f16(d));
+    iq1_put_d(sink->panel, vf_from_low_f16(d));
     for (unsigned b = 0; b < 8; b += 4) {
         vi level[2][4], low[4], above[4];
         vi_turn(low, in->low + 4 * b, stride);
@@ -256,16 +258,18 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
                 const vi word = tail[2 + b / 4];
                 scale[s] = vi_and_or(at ? vi_shr(word, at - 1) : vi_shl(word, 1), vi_splat(14), vi_splat(1));
             }
-            vi_store(out->min[b + i], vi_or(scale[0], vi_shl(scale[1], 16)));
+            vi_store(sink->panel->min[b + i], vi_or(scale[0], vi_shl(scale[1], 16)));
             DOT_UNROLL for (int j = 0; j < 4; j++) {
                 const vi down = vi_sar(vi_shl(high[b / 2 + i / 2], 28 - (int)(i % 2 * 16) - 4 * j), 31);
                 of[j] = scale[j / 2];
                 move[j] = _mm512_andnot_si512(down, vi_mul(of[j], vi_splat(0x01010101)));
             }
-            put_moved_points(out, 8 * (b + i), level[0][i], level[1][i], of, move);
+            give_moved_points(sink, 8 * (b + i), level[0][i], level[1][i], of, move);
         }
     }
 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
@@ -287,11 +291,12 @@ NIB_FORMATS(iq1_m, {.facts = {.name = "iq1_m",
                               .can_decode = true},
                     .activation = NIB_ACT_Q8_256,
                     .group = SUB,
-                    .shape = {.group = 256, .min_group = 16},
+                    .shape = SHAPE,
                     .encode = encode,
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
                     .turn = NIB_BOOK_DOT_OF(turn),
+                    .few = NIB_FEW_OF(few),
                     .dot_tokens = 5,
                     .dot = NIB_BOOK_DOT_OF(dot)});

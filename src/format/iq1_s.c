@@ -142,6 +142,9 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#define SHAPE \
+    { .group = 256, .min_group = 16 }
+
 #if defined(NIB_CODEBOOK_DOT)
 /* Eighths: 9 and 8 * level + 1 or - 1. */
 enum { OFFSET = 9 };
@@ -185,14 +188,13 @@ DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TERNARY_2048);
     vi head[4], high[4];
     vi_turn(head, in->d, stride);
     vi_turn(high, in->high, stride);
-    iq1_put_d(out, half_at(head, 0));
+    iq1_put_d(sink->panel, half_at(head, 0));
     for (unsigned b = 0; b < N_SUB; b += 4) {
         vi level[2][4], low[4], above[4];
         vi_turn(low, in->low + 4 * b, stride);
@@ -204,12 +206,14 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
             const vi scale = vi_and_or(vi_shr(word, at + 11), vi_splat(14), vi_splat(1));
             const vi down = vi_sar(vi_shl(word, 16 - at), 31);
             const vi move = _mm512_andnot_si512(down, vi_mul(scale, vi_splat(0x01010101)));
-            vi_store(out->min[b + i], vi_or(scale, vi_shl(scale, 16)));
-            put_moved_points(out, 8 * (b + i), level[0][i], level[1][i], (vi[4]){scale, scale, scale, scale},
-                             (vi[4]){move, move, move, move});
+            vi_store(sink->panel->min[b + i], vi_or(scale, vi_shl(scale, 16)));
+            give_moved_points(sink, 8 * (b + i), level[0][i], level[1][i], (vi[4]){scale, scale, scale, scale},
+                              (vi[4]){move, move, move, move});
         }
     }
 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
@@ -232,11 +236,12 @@ NIB_FORMATS(iq1_s,
                        .can_decode = true},
              .activation = NIB_ACT_Q8_256,
              .group = SUB,
-             .shape = {.group = 256, .min_group = 16},
+             .shape = SHAPE,
              .encode = encode,
              .decode = decode,
              .check = check,
              .unpack = unpack,
              .turn = NIB_BOOK_DOT_OF(turn),
+             .few = NIB_FEW_OF(few),
              .dot_tokens = 5,
              .dot = NIB_BOOK_DOT_OF(dot)});

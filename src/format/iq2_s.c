@@ -93,6 +93,9 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#define SHAPE \
+    { .group = SUB, .centre = OFFSET, .whole = 43 }
+
 #if defined(NIB_CODEBOOK_DOT)
 /* 64 +- 8, 25, 43 */
 enum { OFFSET = 64 };
@@ -137,25 +140,29 @@ DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_1024, 8, 1024, SUB, codes_of_pairs)
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_1024);
     vi head[4], tail[4];
     vi_turn(head, in->d, stride);
     vi_turn(tail, in->high, stride); /* and the scales */
-    vf_store(out->d, vf_mul(half_at(head, 0), vf_splat(0.125f)));
-    put_whole_scales(out, tail + 2);
+    vf_store(sink->panel->d, vf_mul(half_at(head, 0), vf_splat(0.125f)));
+    put_whole_scales(sink->panel, tail + 2);
     for (unsigned b = 0; b < 8; b += 4) {
         vi level[2][4], low[4], above[4], sign[4];
         vi_turn(low, in->low + 4 * b, stride);
         vi_turn(sign, in->sign + 4 * b, stride);
         DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(tail[b / 4], 8 * i - 1, 2);
         look_up_16(level, low, above, book->plane, 1024);
-        DOT_UNROLL for (unsigned i = 0; i < 4; i++)
-            put_points_of_8(out, 8 * (b + i), false, level[0][i], level[1][i], sign[i], PAIRS_2);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
+            DOT_UNROLL for (unsigned slot = 0; slot < 2; slot++) open_group(sink, 2 * (b + i) + slot, slot);
+            give_points_of_8(sink, 8 * (b + i), false, level[0][i], level[1][i], sign[i], PAIRS_2);
+            DOT_UNROLL for (unsigned slot = 0; slot < 2; slot++) close_group(sink, 2 * (b + i) + slot, slot);
+        }
     }
 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -179,11 +186,12 @@ NIB_FORMATS(iq2_s,
              .activation = NIB_ACT_Q8_256,
              .group = BLOCK / N_SCALES,
              .centre = OFFSET,
-             .shape = {.group = SUB, .centre = OFFSET, .whole = 43},
+             .shape = SHAPE,
              .encode = encode,
              .decode = decode,
              .check = check,
              .unpack = unpack,
              .turn = NIB_BOOK_DOT_OF(turn),
+             .few = NIB_FEW_OF(few),
              .dot_tokens = 5,
              .dot = NIB_BOOK_DOT_OF(dot)});

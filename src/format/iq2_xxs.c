@@ -103,6 +103,9 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#define SHAPE \
+    { .group = SUB, .centre = OFFSET }
+
 #if defined(NIB_CODEBOOK_DOT)
 /* 64 +- 8, 25, 43 */
 enum { OFFSET = 64 };
@@ -144,8 +147,7 @@ DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_256, 8, 256, SUB, codes_of_pairs)
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_256);
     vi head[4];
@@ -158,12 +160,16 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
         look_up_16(level, index, NULL, book->plane, 256);
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             const vi signs = word[2 * i + 1];
-            put_points_of_8(out, 8 * (b + i), false, level[0][i], level[1][i], signs_of_seven(cut_lanes(signs, 0, 7)),
-                            PAIRS_2);
-            vf_store(out->scale[b + i], scale_at(signs, 28, d));
+            vf_store(sink->panel->scale[b + i], scale_at(signs, 28, d));
+            open_group(sink, b + i, 0);
+            give_points_of_8(sink, 8 * (b + i), false, level[0][i], level[1][i], signs_of_seven(cut_lanes(signs, 0, 7)),
+                             PAIRS_2);
+            close_group(sink, b + i, 0);
         }
     }
 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -189,11 +195,12 @@ NIB_FORMATS(
      .activation = NIB_ACT_Q8_256,
      .group = BLOCK / N_SCALES,
      .centre = OFFSET,
-     .shape = {.group = SUB, .centre = OFFSET},
+     .shape = SHAPE,
      .encode = encode,
      .decode = decode,
      .check = check,
      .unpack = unpack,
      .turn = NIB_BOOK_DOT_OF(turn),
+     .few = NIB_FEW_OF(few),
      .dot_tokens = 4,
      .dot = NIB_BOOK_DOT_OF(dot)});

@@ -96,6 +96,9 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#define SHAPE \
+    { .group = SUB, .centre = OFFSET }
+
 #if defined(NIB_CODEBOOK_DOT)
 /* 16 +- 1, 3 .. 15 */
 enum { OFFSET = 16 };
@@ -139,8 +142,7 @@ DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_512, 4, 512, SUB, codes)
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512);
     vi head[4], high[4], tail[4], sign[N_SUB];
@@ -152,16 +154,21 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     vi_turn(tail, in->scale - 12, stride);
     read_words(sign, in->sign, stride, N_SUB);
     const vf d = half_at(head, 0);
-    for (unsigned b = 0; b < N_SUB; b++) vf_store(out->scale[b], scale_at(tail[3], 4 * b, d));
+    for (unsigned b = 0; b < N_SUB; b++) vf_store(sink->panel->scale[b], scale_at(tail[3], 4 * b, d));
     for (unsigned k = 0; k < 16; k += 4) {
         vi level[2][4], low[4], above[4];
         vi_turn(low, in->low + 4 * k, stride);
         DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(high[k / 4], 4 * i - 1, 1);
         look_up_16(level, low, above, book->plane, 512);
-        DOT_UNROLL for (unsigned i = 0; i < 4; i++)
-            put_points_of_4(out, 4 * (k + i), level[0][i], level[1][i], sign[(k + i) / 2], i % 2 * 16, ABOVE);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
+            if (i % 2 == 0) open_group(sink, (k + i) / 2, 0);
+            give_points_of_4(sink, 4 * (k + i), level[0][i], level[1][i], sign[(k + i) / 2], i % 2 * 16, ABOVE);
+            if (i % 2 == 1) close_group(sink, (k + i) / 2, 0);
+        }
     }
 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -184,11 +191,12 @@ NIB_FORMATS(iq3_s, {.facts = {.name = "iq3_s",
                     .activation = NIB_ACT_Q8_256,
                     .group = SUB,
                     .centre = OFFSET,
-                    .shape = {.group = SUB, .centre = OFFSET},
+                    .shape = SHAPE,
                     .encode = encode,
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
                     .turn = NIB_BOOK_DOT_OF(turn),
+                    .few = NIB_FEW_OF(few),
                     .dot_tokens = 5,
                     .dot = NIB_BOOK_DOT_OF(dot)});

@@ -101,6 +101,9 @@ static nib_verdict check(const nib_format *format, const void *src, size_t n) {
     return NIB_VERDICT_OK;
 }
 
+#define SHAPE \
+    { .group = SUB, .centre = OFFSET }
+
 #if defined(NIB_CODEBOOK_DOT)
 /* 64 +- 4, 12 .. 62 */
 enum { OFFSET = 64 };
@@ -140,8 +143,7 @@ DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
 }
 NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_256, 4, 256, SUB, codes)
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     const nib_codebook *book = nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_256);
     vi head[4], signs[N_SUB];
@@ -149,17 +151,22 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
     read_words(signs, in->signs, stride, N_SUB);
     const vf d = vf_mul(half_at(head, 0), vf_splat(0.25f));
     for (unsigned b = 0; b < N_SUB; b++) {
-        vf_store(out->scale[b], scale_at(signs[b], 28, d));
+        vf_store(sink->panel->scale[b], scale_at(signs[b], 28, d));
         signs[b] = signs_of_seven(cut_lanes(signs[b], 0, 7));
     }
     for (unsigned k = 0; k < 16; k += 4) {
         vi level[2][4], point[4];
         vi_turn(point, in->point + 4 * k, stride);
         look_up_16(level, point, NULL, book->plane, 256);
-        DOT_UNROLL for (unsigned i = 0; i < 4; i++)
-            put_points_of_4(out, 4 * (k + i), level[0][i], level[1][i], signs[(k + i) / 2], i % 2 * 16, ABOVE);
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
+            if (i % 2 == 0) open_group(sink, (k + i) / 2, 0);
+            give_points_of_4(sink, 4 * (k + i), level[0][i], level[1][i], signs[(k + i) / 2], i % 2 * 16, ABOVE);
+            if (i % 2 == 1) close_group(sink, (k + i) / 2, 0);
+        }
     }
 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -182,11 +189,12 @@ NIB_FORMATS(iq3_xxs, {.facts = {.name = "iq3_xxs",
                       .activation = NIB_ACT_Q8_256,
                       .group = SUB,
                       .centre = OFFSET,
-                      .shape = {.group = SUB, .centre = OFFSET},
+                      .shape = SHAPE,
                       .encode = encode,
                       .decode = decode,
                       .check = check,
                       .unpack = unpack,
                       .turn = NIB_BOOK_DOT_OF(turn),
+                      .few = NIB_FEW_OF(few),
                       .dot_tokens = 5,
                       .dot = NIB_BOOK_DOT_OF(dot)});

@@ -81,7 +81,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[36];
     read_words(word, src, stride, 36);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
@@ -94,8 +94,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 32, .centre = 128 }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 2, 8, cut, true, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

@@ -122,7 +122,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi word[4];
     vi_turn(word, in, stride);
@@ -141,8 +141,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 32, .centre = 128 }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 2, 5, cut, false, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 5, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;

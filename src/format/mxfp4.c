@@ -98,7 +98,7 @@ static inline vf half_scales(vi e) {
     return vf_max(vf_bits(vi_shl(vi_sub(e, vi_splat(1)), 23)), vf_bits(subnormal));
 }
 
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[36];
     read_words(word, src, stride, 32);
     vi_turn(word + 32, (const uint8_t *)src + 120, stride); /* ends with the last two words */
@@ -114,8 +114,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 32, .centre = E2M1_OFFSET }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 2, 8, cut, true, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

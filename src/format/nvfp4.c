@@ -99,7 +99,7 @@ static inline vf half_scales(vi scales, unsigned i) {
     return vf_choose(vi_eq(vi_and(moved, vi_splat(0xff << 20)), vi_splat(0x7f << 20)), vf_zero(), scale);
 }
 
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     enum { WORDS = sizeof(block) / 4 };
     vi word[4 * WORDS];
     read_words(word, src, stride, 4 * WORDS);
@@ -117,8 +117,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = SUB, .centre = E2M1_OFFSET }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 2, 8, cut, true, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Four blocks. The bits of a ue4m3, moved to those of a float, mean 2^-119 times its half, subnormal or not. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

@@ -32,11 +32,6 @@ static inline void read_words(vi *word, const void *src, size_t stride, unsigned
     PANEL_UNROLL for (unsigned i = 0; i < n_words; i += 4) vi_turn(word + i, (const uint8_t *)src + 4 * i, stride);
 }
 
-/* Columns 4 k .. 4 k + 3. */
-static inline void put_codes(nib_panel *out, unsigned k, vi codes) {
-    vi_store(out->code[k], codes);
-}
-
 /* Bit 4 j + i of lanes becomes bit 4 of byte i, a code's fifth. */
 static inline vi fifth_bits_at(vi bits, unsigned j) {
     const vi eight = vi_shr(bits, (int)(j / 2 * 8));

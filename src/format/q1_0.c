@@ -6,7 +6,7 @@
  */
 #include "format/block.h"
 #include "format/dot_halves.h"
-#include "format/panel.h"
+#include "format/few.h"
 
 #include <math.h>
 
@@ -76,8 +76,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[12];
     read_words(word, src, stride, 8);
     vi_turn(word + 8, (const uint8_t *)src + 20, stride); /* ends with the last word */
@@ -86,11 +85,17 @@ static void turn(const nib_format *format, nib_panel *restrict out, const void *
         const unsigned at = g / 4 * sizeof(block);
         const vf d = half_at(word, at);
         const vi bits = word_at(word, at + 2 + g % 4 * 4);
-        vf_store(out->scale[g], vf_mul(d, vf_splat(0.125f)));
-        vf_store(out->minus_min[g], vf_sub(vf_zero(), d));
-        PANEL_UNROLL for (unsigned j = 0; j < 8; j++) put_codes(out, 8 * g + j, fifth_bits_at(bits, j));
+        vf_store(sink->panel->scale[g], vf_mul(d, vf_splat(0.125f)));
+        vf_store(sink->panel->minus_min[g], vf_sub(vf_zero(), d));
+        open_group(sink, g, 0);
+        PANEL_UNROLL for (unsigned j = 0; j < 8; j++) give_codes(sink, 8 * g + j, 0, fifth_bits_at(bits, j));
+        close_group(sink, g, 0);
     }
 }
+#define SHAPE \
+    { .group = 32, .min_group = 32 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Two blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -115,11 +120,12 @@ NIB_FORMATS(q1_0, {.facts = {.name = "q1_0",
                              .can_decode = true},
                    .activation = NIB_ACT_Q8_32,
                    .group = 32,
-                   .shape = {.group = 32, .min_group = 32},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 4,
                    .dot = NIB_DOT(dot)});

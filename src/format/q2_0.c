@@ -6,7 +6,7 @@
  */
 #include "format/block.h"
 #include "format/dot_halves.h"
-#include "format/panel.h"
+#include "format/few.h"
 
 enum { BLOCK = 64 };
 
@@ -76,23 +76,28 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[18];
     read_words(word, src, stride, 16);
     vi_turn(word + 14, (const uint8_t *)src + 56, stride); /* ends with the last word */
     for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
         const vf d = half_at(word, at);
-        vf_store(out->scale[2 * b], d);
-        vf_store(out->scale[2 * b + 1], d);
+        vf_store(sink->panel->scale[2 * b], d);
+        vf_store(sink->panel->scale[2 * b + 1], d);
         PANEL_UNROLL for (unsigned i = 0; i < BLOCK / 4; i++) { /* one byte, four codes */
+            if (i % 8 == 0) open_group(sink, 2 * b + i / 8, 0);
             const vi four = byte_at(word, at + 2 + i);
             const vi halves = vi_and(vi_or(four, vi_shl(four, 12)), vi_splat(0x000f000f));
-            put_codes(out, b * BLOCK / 4 + i, vi_and(vi_or(halves, vi_shl(halves, 6)), vi_splat(0x03030303)));
+            give_codes(sink, b * BLOCK / 4 + i, 0, vi_and(vi_or(halves, vi_shl(halves, 6)), vi_splat(0x03030303)));
+            if (i % 8 == 7) close_group(sink, 2 * b + i / 8, 0);
         }
     }
 }
+#define SHAPE \
+    { .group = 32, .centre = 1 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Four blocks; the four codes of a byte are spread over the bytes of a lane. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
@@ -117,11 +122,12 @@ NIB_FORMATS(q2_0, {.facts = {.name = "q2_0",
                    .activation = NIB_ACT_Q8_32,
                    .group = 32,
                    .centre = 1,
-                   .shape = {.group = 32, .centre = 1},
+                   .shape = SHAPE,
                    .encode = encode,
                    .decode = decode,
                    .check = check,
                    .unpack = unpack,
                    .turn = turn,
+                   .few = NIB_FEW_OF(few),
                    .dot_tokens = 3,
                    .dot = NIB_DOT(dot)});

@@ -159,7 +159,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 }
 
 /* The scales of the sub-blocks go into the codes: 0 .. 45. */
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi scale_min[4], scale[4], min[4], tail[4];
     vi_turn(scale_min, in->scale_min, stride);
@@ -184,8 +184,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 256, .min_group = 16 }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 2, 8, cut, false, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;

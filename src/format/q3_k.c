@@ -200,7 +200,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 /* The scales of the sub-blocks go into the codes. With s = 32 - scale, -31 .. 32: w = -d * (s * (q - 4)), and
  * s * (q - 4) + 128 is 0 .. 252; a product with s is right in every byte once the whole word's sum is made. */
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi high[8], tail[4], low[3], scale[4];
     vi_turn(tail, in->scales - 2, stride); /* two bytes of codes, the scales, d */
@@ -226,8 +226,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 256, .centre = 128 }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 3, 8, cut, false, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 3, 8, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;

@@ -124,7 +124,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     }
 }
 
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     enum { WORDS = sizeof(block) / 4 };
     vi word[8 * WORDS];
     read_words(word, src, stride, 8 * WORDS);
@@ -139,8 +139,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 32, .min_group = 32 }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 3, 8, cut, true, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 3, 8, cut_rows, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

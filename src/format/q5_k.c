@@ -88,7 +88,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     read_sub32(out->scale, out->min, &in->head);
 }
 
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi word[4], high[8];
     vi_turn(word, &in->head, stride);
@@ -107,8 +107,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 32, .min_group = 32, .whole = 31 }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 2, 8, cut, false, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;

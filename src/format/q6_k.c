@@ -146,7 +146,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     for (unsigned g = 0; g < N_SUB; g++) out->min[g] = 32 * out->scale[g];
 }
 
-FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi scale[4], tail[4];
     vi_turn(scale, in->scale, stride);
@@ -174,8 +174,8 @@ FEW_INLINE void cut(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 16, .centre = 32, .whole = 32 }
-NIB_TURN(turn, cut)
-NIB_FEW(few, 3, 8, cut, false, SHAPE)
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 3, 8, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;

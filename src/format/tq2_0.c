@@ -6,7 +6,7 @@
  */
 #include "format/block.h"
 #include "format/dot.h"
-#include "format/panel.h"
+#include "format/few.h"
 
 enum { BLOCK = 256 };
 
@@ -57,20 +57,23 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
     cut_pairs_256(out->code, in->q);
 }
 
-static void turn(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) {
-    (void)format;
+FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
     vi tail[4];
     vi_turn(tail, in->d - 14, stride);
-    vf_store(out->scale[0], half_at(tail, 14));
+    vf_store(sink->panel->scale[0], half_at(tail, 14));
     PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
         const unsigned first = i / 2 * 32 + i % 2 * 4;
         vi codes[4];
         vi_turn(codes, in->q + 16 * i, stride);
         PANEL_UNROLL for (unsigned part = 0; part < 4; part++) PANEL_UNROLL for (unsigned j = 0; j < 4; j++)
-            put_codes(out, first + 8 * part + j, cut_bytes(codes[j], (int)(2 * part), 3));
+            give_codes(sink, first + 8 * part + j, 0, cut_bytes(codes[j], (int)(2 * part), 3));
     }
 }
+#define SHAPE \
+    { .group = 256, .centre = 1 }
+NIB_TURN(turn, cut_rows)
+NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;
@@ -98,11 +101,12 @@ NIB_FORMATS(tq2_0, {.facts = {.name = "tq2_0",
                     .activation = NIB_ACT_Q8_256,
                     .group = 32,
                     .centre = 1,
-                    .shape = {.group = 256, .centre = 1},
+                    .shape = SHAPE,
                     .encode = encode,
                     .decode = decode,
                     .check = check,
                     .unpack = unpack,
                     .turn = turn,
+                    .few = NIB_FEW_OF(few),
                     .dot_tokens = 4,
                     .dot = NIB_DOT(dot)});

@@ -152,7 +152,8 @@ nib_format_kernels nib_format_kernels_of(const nib_format *format) {
     const nib_format *fast = nib_format_fast(format);
     const nib_route route = usual_route(fast);
     const bool is_integer = route == NIB_ROUTE_INT_32 || route == NIB_ROUTE_INT_256;
-    nib_format_kernels kernels = {.few = fast->dot    ? "rows straight from the stored bytes"
+    nib_format_kernels kernels = {.few = fast->few ? "rows straight from the stored bytes, several tokens by 16 of them"
+                                         : fast->dot  ? "rows straight from the stored bytes"
                                          : is_integer ? "rows unpacked first"
                                                       : "rows decoded first"};
     if (route == NIB_ROUTE_BF16)

@@ -203,6 +203,13 @@ NIB_INLINE void add_to_sums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *
     }
 }
 
+/* Where every register is taken: the compiler would load and compute ahead, and move sums out. */
+#if defined(NIB_VEC_512)
+#define PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
+#else
+#define PIN(x)
+#endif
+
 /* total = the products with scales that are floats; per_32: activations have a scale per 32 columns. */
 NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t group, bool per_32,
                            bool has_centre, size_t row, size_t column, size_t n) {
@@ -213,7 +220,10 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
         vi dot[INT_COLUMNS][INT_VECTORS];
         EACH_COLUMN {
             const vi begin = has_centre ? begin_of(work, group, g, column + j) : vi_splat(0);
-            EACH_VECTOR dot[j][v] = begin;
+            EACH_VECTOR {
+                dot[j][v] = begin;
+                PIN(dot[j][v]);
+            }
         }
         if (group == 256)
             for (size_t k = 0; k < K / 4; k += 8) {
@@ -233,13 +243,6 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
         }
     }
 }
-
-/* Where every register is taken: the compiler would load and compute ahead, and move sums out. */
-#if defined(NIB_VEC_512)
-#define PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
-#else
-#define PIN(x)
-#endif
 
 /* The same where scales are whole numbers. If the sums over a group fit 16 bits, those of two groups are multiplied with
  * their scales at once: the second group's sum is put into the upper half, then the first one's is added up in the lower

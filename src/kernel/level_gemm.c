@@ -412,12 +412,13 @@ static inline void fetch_out(const panel_step *step, const tile_at *tile) {
     }
 }
 
-/* The rows are too many streams for the processor to follow by itself. */
-static void fetch_weights(const panel_step *step) {
+/* A share of the next step's weights, with every tile: the rows are too many streams for the processor to follow by itself,
+ * and in a row their lines would hold the products up. */
+static void fetch_rows(const panel_step *step, size_t i) {
     if (!step->next_bytes) return;
-    for (size_t r = 0; r < step->task->n_rows; r++)
-        for (size_t i = 0; i < step->next_bytes; i += 64)
-            __builtin_prefetch(step->next_weights + r * step->task->row_bytes + i);
+    const size_t n_rows = step->task->n_rows, n_tiles = step->task->n_tiles;
+    for (size_t r = n_rows * i / n_tiles; r < n_rows * (i + 1) / n_tiles; r++)
+        fetch_lines(step->next_weights + r * step->task->row_bytes, step->next_bytes);
 }
 
 /* src (32, stride words) to dst (n_words, 32). */
@@ -467,7 +468,6 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
             format->turn(format, &scratch->panel.ints.half[v], columns_at(task, 16 * v, k), task->row_bytes);
     else
         fill_from_rows(task, k, n, scratch);
-    fetch_weights(step);
     int_tile_fn *const *fn = int_tiles_for(task->route, &shape);
     const bool has_float_minimums = shape.min_group && task->route == NIB_ROUTE_INT_32;
     int_work work = {.half = scratch->panel.ints.half,
@@ -478,6 +478,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
                      .fetch_bytes = (step->fetch_bytes + 8 * 64 - 1) / (8 * 64) * 64};
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
+        fetch_rows(step, i);
         work.tile = tile.packed;
         work.fetch = fetched_with(step, &tile, i);
         if (k + K >= task->n_cols) fetch_out(step, &tile);
@@ -494,11 +495,13 @@ static void panel_floats(const panel_step *step, nib_panel_scratch *scratch) {
     const size_t k = step->k, n = step->n;
     for (size_t r = 0; r < task->n_rows; r++) decode_columns(task, r, k, n, scratch->rows.decoded[r]);
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n + 15) / 16 * 16, scratch->panel.floats);
-    fetch_weights(step);
     for (size_t i = 0; i < n; i += K / 2)
         for (size_t t = 0; t < task->n_tiles; t++) {
             const tile_at tile = find_tile(step, t);
-            if (i == 0) fetch_lines(fetched_with(step, &tile, t), step->fetch_bytes);
+            if (i == 0) {
+                fetch_rows(step, t);
+                fetch_lines(fetched_with(step, &tile, t), step->fetch_bytes);
+            }
             tile_floats(tile.n_columns, (const float *)tile.packed + TOKENS * i, scratch->panel.floats[i],
                         n - i < K / 2 ? n - i : K / 2, tile.sums, k + i == 0);
         }
@@ -515,9 +518,9 @@ static void panel_bf16(const panel_step *step, nib_panel_scratch *scratch) {
     }
     transpose_words(scratch->rows.decoded, sizeof *scratch->rows.decoded, (n_pairs + 15) / 16 * 16,
                     scratch->panel.pairs);
-    fetch_weights(step);
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
+        fetch_rows(step, i);
         fetch_lines(fetched_with(step, &tile, i), step->fetch_bytes);
         tile_bf16(tile.n_columns, tile.packed, scratch->panel.pairs, n_pairs, tile.sums, k == 0);
     }

@@ -166,7 +166,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     }
 }
 NIB_TURN(turn, cut_rows)
-NIB_FEW(few, 2, 6, cut_rows, false, SHAPE)
+NIB_FEW(few, 3, 6, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {

@@ -142,7 +142,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
 #define SHAPE \
     { .group = 32, .centre = 128 }
 NIB_TURN(turn, cut_rows)
-NIB_FEW(few, 2, 5, cut_rows, false, SHAPE)
+NIB_FEW(few, 2, 6, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {
     const block *in = src;

@@ -28,7 +28,9 @@ enum {
     MAX_ROWS = 64,
     PIECE_BYTES = 32 << 10,
     NEAR_BYTES = 512 << 10, /* packed activations that the second cache keeps from panel to panel */
-    PIECES_PER_WORKER = 4,  /* by panels: pieces are as tall as leaves so many of every product */
+    AHEAD_BYTES =
+        160 << 10, /* by 16 rows: 32 for one reading of the activations, while the next 32 are not more than this */
+    PIECES_PER_WORKER = 4, /* by panels: pieces are as tall as leaves so many of every product */
     PRODUCTS_AT_ONCE = 32,
 };
 
@@ -203,7 +205,7 @@ static prepared prepare(const linear_job *job, const nib_product *product) {
                    .n_chunks = 1};
     of.way = way_of(job, weight, of.format);
     if (of.way.by_16) {
-        of.height = 32;
+        of.height = 32 * of.row_bytes <= AHEAD_BYTES ? 32 : 16;
     } else if (of.way.by_rows) {
         for (of.height = MIN_ROWS; of.height < MAX_ROWS && 2 * of.height * of.row_bytes <= PIECE_BYTES;) of.height *= 2;
     } else {

@@ -27,10 +27,9 @@ enum {
     MIN_ROWS = 16, /* by rows: a piece is so many, and more while the weights of a piece are few */
     MAX_ROWS = 64,
     PIECE_BYTES = 32 << 10,
-    NEAR_BYTES = 512 << 10, /* packed activations that the second cache keeps from panel to panel */
-    AHEAD_BYTES =
-        160 << 10, /* by 16 rows: 32 for one reading of the activations, while the next 32 are not more than this */
-    PIECES_PER_WORKER = 4, /* by panels: pieces are as tall as leaves so many of every product */
+    NEAR_BYTES = 512 << 10,  /* packed activations that the second cache keeps from panel to panel */
+    AHEAD_BYTES = 160 << 10, /* by 16 rows: 32 read the activations once, if the next 32 are not more than this */
+    PIECES_PER_WORKER = 4,   /* by panels: pieces are as tall as leaves so many of every product */
     PRODUCTS_AT_ONCE = 32,
 };
 
@@ -272,10 +271,11 @@ static void run_panels(const linear_job *job, const prepared *of, size_t piece, 
         /* The worker's next piece, if nobody takes it over. */
         const bool goes_on = row + task.n_rows < n_rows;
         const prepared *next = goes_on ? of : of + 1;
-        uint32_t n_ahead = 0;
-        if (next < job->products + job->n_products)
+        if (next < job->products + job->n_products) {
+            uint32_t n_ahead;
             task.ahead = rows_at(next, goes_on ? row + task.n_rows : 0, &n_ahead);
-        task.ahead_bytes = n_ahead * next->row_bytes;
+            task.ahead_bytes = n_ahead * next->row_bytes;
+        }
         task.is_fetched = scratch->fetched == task.weights;
         scratch->fetched = task.ahead;
     }

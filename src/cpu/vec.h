@@ -36,6 +36,13 @@
 #include "cpu/vec_portable.h"
 #endif
 
+/* Where every register is taken: the compiler would load and compute ahead, or put sums off that are not needed yet. */
+#if defined(NIB_VEC_512)
+#define NIB_PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
+#else
+#define NIB_PIN(x)
+#endif
+
 /* ---- the same text for every level ------------------------------------------------------------------------------ */
 
 /* Four bytes at p in every lane. */

@@ -37,19 +37,22 @@ DOT_INLINE void put_whole_scales(nib_panel *out, const vi word[2]) {
     }
 }
 
-/* Four points of 8 with levels of 2 bits, two bits for each of columns 4 k .. 4 k + 3 in a byte of first, the four columns
- * after them in second. Points 0 .. 3 follow each other, or, crossed, are 0, 2, 1, 3. table: by level, 4 more for a sign */
-DOT_INLINE void give_points_of_8(panel_sink *sink, unsigned k, bool crossed, vi first, vi second, vi sign,
+/* Columns 32 part .. + 31, a group or two: four points of 8 with levels of 2 bits, two bits for each column of a point's first
+ * half in a byte of first, its other half in second. Points 0 .. 3 follow each other, or, crossed, are 0, 2, 1, 3. table: by
+ * level, 4 more for a sign */
+DOT_INLINE void give_points_of_8(panel_sink *sink, unsigned part, bool crossed, vi first, vi second, vi sign,
                                  const uint8_t table[16]) {
+    const unsigned n_groups = 32 / sink->shape.group;
+    DOT_UNROLL for (unsigned slot = 0; slot < n_groups; slot++) open_group(sink, part * n_groups + slot, slot);
     DOT_UNROLL for (int j = 0; j < 4; j++) {
-        const unsigned point = (unsigned)(crossed ? j % 2 * 2 + j / 2 : j),
-                       slot = sink->shape.group == 16 ? point / 2 : 0;
+        const unsigned point = (unsigned)(crossed ? j % 2 * 2 + j / 2 : j), slot = n_groups == 2 ? point / 2 : 0;
         DOT_UNROLL for (int half = 0; half < 2; half++) {
             const vi level = cut_lanes(half ? second : first, 8 * j, 2), its = cut_lanes(sign, 8 * j + 4 * half - 2, 1);
-            give_codes(sink, k + 2 * point + (unsigned)half, slot,
+            give_codes(sink, 8 * part + 2 * point + (unsigned)half, slot,
                        look_up_low_4(table, choose_bits(vi_of_byte(3), level, its)));
         }
     }
+    DOT_UNROLL for (unsigned slot = 0; slot < n_groups; slot++) close_group(sink, part * n_groups + slot, slot);
 }
 
 /* Four points of 4 with levels of 3 bits, columns 4 k .. 4 k + 15: two levels, each with a bit to spare, in a byte of
@@ -61,6 +64,17 @@ DOT_INLINE void give_points_of_4(panel_sink *sink, unsigned k, vi first, vi seco
     DOT_UNROLL for (int j = 0; j < 4; j++) {
         const vi level = cut_lanes(j % 2 ? odd : even, j / 2 * 16, 4), its = cut_lanes(sign, sign_at + 4 * j - 3, 1);
         give_codes(sink, k + (unsigned)j, 0, look_up_low_4(table, choose_bits(vi_of_byte(7), level, its)));
+    }
+}
+
+/* Columns 64 part .. + 63, two groups; sign: one vector for each. */
+DOT_INLINE void give_groups_of_4(panel_sink *sink, unsigned part, const vi first[4], const vi second[4],
+                                 const vi sign[2], const uint8_t table[16]) {
+    DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
+        const unsigned group = 2 * part + i / 2;
+        if (i % 2 == 0) open_group(sink, group, 0);
+        give_points_of_4(sink, 16 * part + 4 * i, first[i], second[i], sign[i / 2], i % 2 * 16, table);
+        if (i % 2 == 1) close_group(sink, group, 0);
     }
 }
 

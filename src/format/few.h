@@ -25,13 +25,6 @@ typedef struct panel_sink {
     vf total[NIB_FEW_TOKENS];
 } panel_sink;
 
-/* Where every register is taken: the compiler would put sums off that are not needed yet. */
-#if defined(NIB_VEC_512)
-#define FEW_PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
-#else
-#define FEW_PIN(x)
-#endif
-
 #define EACH_TOKEN PANEL_UNROLL for (size_t t = 0; t < sink->n_tokens; t++)
 
 /* sum + codes . the same four activations in every lane */
@@ -76,7 +69,7 @@ FEW_INLINE void close_group(panel_sink *sink, unsigned group, unsigned slot) {
         const vi both = vi_load(sink->panel->whole[group / 2]), scale = vi_sar(group % 2 ? both : vi_shl(both, 16), 16);
         EACH_TOKEN {
             sink->whole[t] = vi_add(sink->whole[t], vi_mul(sink->dot[slot][t], scale));
-            FEW_PIN(sink->whole[t]);
+            NIB_PIN(sink->whole[t]);
         }
         return;
     }
@@ -85,32 +78,38 @@ FEW_INLINE void close_group(panel_sink *sink, unsigned group, unsigned slot) {
         const float activation = sink->row[t * sink->stride].scale[group * sink->shape.group / 32];
         const vf factor = sink->per_32 ? vf_mul(scale, vf_splat(activation)) : scale;
         sink->total[t] = vf_fma(vi_to_f(sink->dot[slot][t]), factor, sink->total[t]);
-        FEW_PIN(sink->total[t]);
+        NIB_PIN(sink->total[t]);
     }
 }
 
-/* Sixteen bytes of nibbles (from `byte` on) -> 32 codes: low halves are columns first .., high halves first + 16 ... */
-FEW_INLINE void give_nibbles_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte) {
+/* Sixteen bytes of nibbles (from `byte` on) are a group's 32 codes: low halves the first 16, high halves the others. */
+FEW_INLINE void give_nibbles_32(panel_sink *sink, unsigned group, const vi *word, unsigned byte) {
+    open_group(sink, group, 0);
     PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
         const vi both = word_at(word, byte + 4 * j);
-        give_codes(sink, first / 4 + j, 0, cut_bytes(both, 0, 15));
-        give_codes(sink, first / 4 + 4 + j, 0, cut_bytes(both, 4, 15));
+        give_codes(sink, 8 * group + j, 0, cut_bytes(both, 0, 15));
+        give_codes(sink, 8 * group + 4 + j, 0, cut_bytes(both, 4, 15));
     }
+    close_group(sink, group, 0);
 }
 /* The same through a table of 16 bytes. */
-FEW_INLINE void give_looked_up_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte, const void *table) {
+FEW_INLINE void give_looked_up_32(panel_sink *sink, unsigned group, const vi *word, unsigned byte, const void *table) {
+    open_group(sink, group, 0);
     PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
         const vi both = word_at(word, byte + 4 * j);
-        give_codes(sink, first / 4 + j, 0, vi_look_up(table, cut_bytes(both, 0, 15)));
-        give_codes(sink, first / 4 + 4 + j, 0, vi_look_up(table, cut_bytes(both, 4, 15)));
+        give_codes(sink, 8 * group + j, 0, vi_look_up(table, cut_bytes(both, 0, 15)));
+        give_codes(sink, 8 * group + 4 + j, 0, vi_look_up(table, cut_bytes(both, 4, 15)));
     }
+    close_group(sink, group, 0);
 }
 /* The same with fifth bits: bit i of `high` belongs to code i. */
-FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned first, const vi *word, unsigned byte, vi high) {
+FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned group, const vi *word, unsigned byte, vi high) {
+    open_group(sink, group, 0);
     PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
         const vi four = cut_bytes(word_at(word, byte + 4 * (j % 4)), j < 4 ? 0 : 4, 15);
-        give_codes(sink, first / 4 + j, 0, vi_or(four, fifth_bits_at(high, j)));
+        give_codes(sink, 8 * group + j, 0, vi_or(four, fifth_bits_at(high, j)));
     }
+    close_group(sink, group, 0);
 }
 
 /* total -= minimums * sums of activations, or d_min times that */
@@ -172,12 +171,13 @@ FEW_INLINE void few_columns(panel_cut_fn *cut_rows, nib_panel_shape shape, bool 
     }
 }
 
-/* The `turn` of a format that has `few` too: how it cuts. */
-#define NIB_TURN(name, cut_rows)                                                                                   \
+/* The `turn` of a format that has `few` too: how it cuts, and the panel's shape. */
+#define NIB_TURN(name, cut_rows, ...)                                                                              \
     static void name(const nib_format *format, nib_panel *restrict out, const void *restrict src, size_t stride) { \
         panel_sink sink;                                                                                           \
         (void)format;                                                                                              \
         sink.panel = out;                                                                                          \
+        sink.shape = (nib_panel_shape)__VA_ARGS__;                                                                 \
         sink.n_tokens = 0;                                                                                         \
         cut_rows(&sink, src, stride);                                                                              \
     }

@@ -212,7 +212,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
         }
     }
 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 3, 8, cut_rows, false, SHAPE)
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {

@@ -154,14 +154,11 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
         vi_turn(sign, in->sign + 4 * b, stride);
         DOT_UNROLL for (int i = 0; i < 4; i++) above[i] = cut_lanes(tail[b / 4], 8 * i - 1, 2);
         look_up_16(level, low, above, book->plane, 1024);
-        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
-            DOT_UNROLL for (unsigned slot = 0; slot < 2; slot++) open_group(sink, 2 * (b + i) + slot, slot);
-            give_points_of_8(sink, 8 * (b + i), false, level[0][i], level[1][i], sign[i], PAIRS_2);
-            DOT_UNROLL for (unsigned slot = 0; slot < 2; slot++) close_group(sink, 2 * (b + i) + slot, slot);
-        }
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++)
+            give_points_of_8(sink, b + i, false, level[0][i], level[1][i], sign[i], PAIRS_2);
     }
 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 4, 5, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };

@@ -162,15 +162,11 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
             above[i] = words_up(high[i], 1);
         }
         look_up_16(level, index, above, book->plane, 512);
-        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
-            DOT_UNROLL for (unsigned slot = 0; slot < 2; slot++) open_group(sink, 2 * (b + i) + slot, slot);
-            give_points_of_8(sink, 8 * (b + i), true, level[0][i], level[1][i], signs_of_seven(words_down(high[i], 1)),
-                             PAIRS_2);
-            DOT_UNROLL for (unsigned slot = 0; slot < 2; slot++) close_group(sink, 2 * (b + i) + slot, slot);
-        }
+        DOT_UNROLL for (unsigned i = 0; i < 4; i++) give_points_of_8(sink, b + i, true, level[0][i], level[1][i],
+                                                                     signs_of_seven(words_down(high[i], 1)), PAIRS_2);
     }
 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 3, 6, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };

@@ -161,14 +161,12 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
         DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
             const vi signs = word[2 * i + 1];
             vf_store(sink->panel->scale[b + i], scale_at(signs, 28, d));
-            open_group(sink, b + i, 0);
-            give_points_of_8(sink, 8 * (b + i), false, level[0][i], level[1][i], signs_of_seven(cut_lanes(signs, 0, 7)),
+            give_points_of_8(sink, b + i, false, level[0][i], level[1][i], signs_of_seven(cut_lanes(signs, 0, 7)),
                              PAIRS_2);
-            close_group(sink, b + i, 0);
         }
     }
 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 3, 4, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };

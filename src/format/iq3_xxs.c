@@ -158,14 +158,10 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
         vi level[2][4], point[4];
         vi_turn(point, in->point + 4 * k, stride);
         look_up_16(level, point, NULL, book->plane, 256);
-        DOT_UNROLL for (unsigned i = 0; i < 4; i++) {
-            if (i % 2 == 0) open_group(sink, (k + i) / 2, 0);
-            give_points_of_4(sink, 4 * (k + i), level[0][i], level[1][i], signs[(k + i) / 2], i % 2 * 16, ABOVE);
-            if (i % 2 == 1) close_group(sink, (k + i) / 2, 0);
-        }
+        give_groups_of_4(sink, k / 4, level[0], level[1], signs + k / 2, ABOVE);
     }
 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 3, 6, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };

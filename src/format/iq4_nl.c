@@ -87,14 +87,12 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
         vf_store(sink->panel->scale[b], half_at(word, at));
-        open_group(sink, b, 0);
-        give_looked_up_32(sink, b * BLOCK, word, at + 2, IQ4_ABOVE);
-        close_group(sink, b, 0);
+        give_looked_up_32(sink, b, word, at + 2, IQ4_ABOVE);
     }
 }
 #define SHAPE \
     { .group = 32, .centre = 128 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Eight blocks. */

@@ -134,14 +134,12 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     }
     for (unsigned b = 0; b < N_SUB; b++) {
         vi_turn(word, in->q + 16 * b, stride);
-        open_group(sink, b, 0);
-        give_looked_up_32(sink, b * IQ4_SUB, word, 0, IQ4_ABOVE);
-        close_group(sink, b, 0);
+        give_looked_up_32(sink, b, word, 0, IQ4_ABOVE);
     }
 }
 #define SHAPE \
     { .group = 32, .centre = 128 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 2, 6, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

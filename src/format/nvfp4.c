@@ -117,7 +117,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = SUB, .centre = E2M1_OFFSET }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Four blocks. The bits of a ue4m3, moved to those of a float, mean 2^-119 times its half, subnormal or not. */

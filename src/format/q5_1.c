@@ -132,14 +132,12 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
         const vi *its = word + b * WORDS;
         vf_store(sink->panel->scale[b], half_at(its, 0));
         vf_store(sink->panel->minus_min[b], half_at(its, 2));
-        open_group(sink, b, 0);
-        give_five_bits_32(sink, b * BLOCK, its, 8, its[1]);
-        close_group(sink, b, 0);
+        give_five_bits_32(sink, b, its, 8, its[1]);
     }
 }
 #define SHAPE \
     { .group = 32, .min_group = 32 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Eight blocks. */

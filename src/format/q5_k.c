@@ -107,7 +107,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 32, .min_group = 32, .whole = 31 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {

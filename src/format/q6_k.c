@@ -174,7 +174,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 16, .centre = 32, .whole = 32 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 3, 8, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {

@@ -76,7 +76,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
 }
 #define SHAPE \
     { .group = 32, .centre = 128 }
-NIB_TURN(turn, cut_rows)
+NIB_TURN(turn, cut_rows, SHAPE)
 NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
 
 /* Eight blocks. */

@@ -203,13 +203,6 @@ NIB_INLINE void add_to_sums(vf total[INT_COLUMNS][INT_VECTORS], const int_work *
     }
 }
 
-/* Where every register is taken: the compiler would load and compute ahead, and move sums out. */
-#if defined(NIB_VEC_512)
-#define PIN(x) __asm__ volatile("" : "+v"(x) : : "memory")
-#else
-#define PIN(x)
-#endif
-
 /* total = the products with scales that are floats; per_32: activations have a scale per 32 columns. */
 NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *work, size_t group, bool per_32,
                            bool has_centre, size_t row, size_t column, size_t n) {
@@ -222,7 +215,7 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
             const vi begin = has_centre ? begin_of(work, group, g, column + j) : vi_splat(0);
             EACH_VECTOR {
                 dot[j][v] = begin;
-                PIN(dot[j][v]);
+                NIB_PIN(dot[j][v]);
             }
         }
         if (group == 256)
@@ -260,18 +253,18 @@ NIB_INLINE void sum_whole(vi total[INT_COLUMNS][INT_VECTORS], const int_work *wo
             EACH_VECTOR dot[j][v] = begin;
         }
         dot_codes(dot, work, row, column, n, (2 * pair + 1) * group / 4, group / 4);
-        EACH_COLUMN EACH_VECTOR PIN(dot[j][v]);
+        EACH_COLUMN EACH_VECTOR NIB_PIN(dot[j][v]);
         EACH_VECTOR if (!fits) scales[v] = vi_sar(vi_load(half[v].whole[pair]), 16);
         EACH_COLUMN {
             const vi begin = fits ? vi_add(BEGIN(2 * pair), vi_splat(0x8000)) : BEGIN(2 * pair);
             EACH_VECTOR {
                 if (!fits) total[j][v] = vi_add(total[j][v], vi_mul(dot[j][v], scales[v]));
                 dot[j][v] = fits ? vi_add(vi_shl(dot[j][v], 16), begin) : begin;
-                PIN(dot[j][v]);
+                NIB_PIN(dot[j][v]);
             }
         }
         dot_codes(dot, work, row, column, n, 2 * pair * group / 4, group / 4);
-        EACH_COLUMN EACH_VECTOR PIN(dot[j][v]);
+        EACH_COLUMN EACH_VECTOR NIB_PIN(dot[j][v]);
         for (size_t i = 0; i < 2 * group; i += 32) fetch_part(work, (2 * pair * group + i) / 32);
         EACH_VECTOR {
             scales[v] = vi_load(half[v].whole[pair]);

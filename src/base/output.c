@@ -17,14 +17,15 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { BUFFER_BYTES = 256 << 10, BEHIND_BYTES = 16 << 20 };
+enum { SMALL_WRITE = 256 << 10, LARGE_WRITE = 2 << 20, BEHIND_BYTES = 16 << 20 };
 
 struct nib_output {
     int fd;
     bool renames;  /* false: a device, written directly */
     bool replaced; /* another run's partial file */
     char *path, *partial;
-    uint8_t *buffer; /* (BUFFER_BYTES) NULL while nothing is buffered: there may be many outputs */
+    size_t write_bytes; /* SMALL_WRITE or LARGE_WRITE; writes begin and end at multiples of it where they can */
+    uint8_t *buffer;    /* (write_bytes) NULL while nothing is buffered: there may be many outputs */
     size_t n_buffered;
     bool writes_behind;
     uint64_t n_written, n_begun; /* where the next write goes, and up to where the system was asked to write */
@@ -195,6 +196,7 @@ static nib_status open_output(const char *path, bool force, bool keep, const nib
     nib_output *output = nib_alloc(1, sizeof *output);
     if (!output) return nib_fail_memory(error, sizeof *output);
     output->fd = -1;
+    output->write_bytes = SMALL_WRITE;
     output->path = nib_strdup(path);
     output->partial = is_device ? nib_strdup(path) : join(path, ".partial");
     if (!output->path || !output->partial) {
@@ -270,13 +272,28 @@ void nib_output_write_behind(nib_output *output) {
     output->writes_behind = true;
 }
 
+/* A file that reaches the system in aligned 2 MiB is kept in pages of that size, and mapped so. */
+void nib_output_prefer_large_pages(nib_output *output) {
+    if (!output->buffer) output->write_bytes = LARGE_WRITE;
+}
+
 nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error) {
-    if (output->n_buffered + n_bytes > BUFFER_BYTES) NIB_TRY(empty_buffer(output, error));
-    if (n_bytes >= BUFFER_BYTES) return write_all(output, data, n_bytes, error);
-    if (n_bytes == 0) return NIB_OK;
-    if (!output->buffer && !(output->buffer = malloc(BUFFER_BYTES))) return nib_fail_memory(error, BUFFER_BYTES);
-    memcpy(output->buffer + output->n_buffered, data, n_bytes);
-    output->n_buffered += n_bytes;
+    const size_t whole = output->write_bytes;
+    for (const uint8_t *from = data; n_bytes;) {
+        const size_t room = whole - (size_t)((output->n_written + output->n_buffered) % whole);
+        size_t n = n_bytes < room ? n_bytes : room;
+        if (n == room && output->n_buffered == 0) {
+            n += (n_bytes - n) / whole * whole;
+            NIB_TRY(write_all(output, from, n, error));
+        } else {
+            if (!output->buffer && !(output->buffer = malloc(whole))) return nib_fail_memory(error, whole);
+            memcpy(output->buffer + output->n_buffered, from, n);
+            output->n_buffered += n;
+            if (n == room) NIB_TRY(empty_buffer(output, error));
+        }
+        from += n;
+        n_bytes -= n;
+    }
     return NIB_OK;
 }
 

@@ -458,6 +458,7 @@ static nib_status write_file(maker *m, const char *path, const nib_watch *watch)
     m->encoded = nib_alloc_aligned(encoded_bytes);
     if (m->scratch == NULL || m->encoded == NULL) return nib_fail_memory(m->error, scratch_bytes + encoded_bytes);
     NIB_TRY(nib_output_open(path, m->params->force, NULL, m->n_bytes, &m->output, m->error));
+    nib_output_prefer_large_pages(m->output);
     nib_meter_init(&m->meter, watch, "random weights", (double)m->n_bytes);
     NIB_TRY(nib_output_write(m->output, m->head.text.data, m->head.text.n_bytes, m->error));
     for (size_t i = 0; i < m->n; i++) {

@@ -144,6 +144,13 @@ static nib_status begin(nib_target *target, const nib_watch *watch, nib_error *e
     return NIB_OK;
 }
 
+/* Such files are run; floats are mostly quantized, which reads them once. */
+static bool is_quantized(const nib_layout *layout) {
+    for (size_t i = 0; i < layout->n; i++)
+        if (nib_format_facts_of(layout->choices[i].format)->block > 1) return true;
+    return false;
+}
+
 nib_status nib_target_open(nib_target *target, const nib_watch *watch, nib_error *error) {
     const size_t n = target->layout.n;
     target->entries = nib_alloc(n, sizeof *target->entries);
@@ -153,8 +160,11 @@ nib_status nib_target_open(nib_target *target, const nib_watch *watch, nib_error
         return nib_fail_memory(error, n * sizeof *target->entries);
     XXH3_128bits_reset(target->whole);
     NIB_TRY(target->resume ? resume(target, watch, error) : begin(target, watch, error));
-    for (size_t p = 0; target->sync && p < target->layout.n_parts; p++)
-        if (target->layout.parts[p].output) nib_output_write_behind(target->layout.parts[p].output);
+    for (size_t p = 0; p < target->layout.n_parts; p++) {
+        nib_output *output = target->layout.parts[p].output;
+        if (output && target->sync) nib_output_write_behind(output);
+        if (output && is_quantized(&target->layout)) nib_output_prefer_large_pages(output);
+    }
     target->is_open = true;
     return NIB_OK;
 }

@@ -5,6 +5,7 @@
  *         d    | byte l: point of weights | bits 7l .. 7l + 6: signs of | bits 28..31:
  *         f16  | 32 b + 8 l ..            | weights 8 l .. 8 l + 6      | scale[b]     66 bytes, 2.0625 bits per weight
  */
+#include "format/codebook_pairs.h"
 #include "format/codebook_search.h"
 #include "format/codebook_turn.h"
 
@@ -128,24 +129,41 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-enum { VECTORS = 1 };
+/* ---- rows (format/codebook_pairs.h) ------------------------------------------------------------------------------ */
 
-DOT_INLINE void look_up(dot_levels *x, const void *src) {
-    const block *in = src;
-    for (int i = 0; i < VECTORS; i++, in += 2) {
-        const vi index = (vi)_mm512_shuffle_ps((vf)vi_load(in[0].words), (vf)vi_load(in[1].words), 0x88);
-        begin_look_up(x, i, index, vi_splat(0), 256);
-    }
+DOT_INLINE void load_tables(pair_tables *t) {
+    const uint8_t *plane = nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_256)->plane;
+    for (int i = 0; i < 8; i++) t->part[i] = vi_load(plane + 64 * i);
+    load_codes_of_four(t);
 }
-DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
-    const block *in = src;
-    const vi words = vi_load(in->words);
-    /* sevens from bits 32, 39, 46 and 53 on, the scale from bit 60 on */
-    *sign = signs_of_twice_seven(cut(in_steps(0x35352e2e27272020, 0x35352e2e27272020, 0), words));
-    *scale = scales_of(cut(in_steps(EACH_BYTE(59), EACH_BYTE(59), 0), words), 30);
-    *d = half_before(in->d) * 0.125f;
+/* A block's words are in turn four indices, four sevens of signs with a scale. */
+DOT_INLINE void begin(pair_words *w, const void *a, const void *b) {
+    const vf one = (vf)vi_load(((const block *)a)->words), other = (vf)vi_load(((const block *)b)->words);
+    w->index[0] = (vi)_mm512_shuffle_ps(one, other, 0x88);
+    w->rest = (vi)_mm512_shuffle_ps(one, other, 0xdd);
+    find_halves(w->in_half[0], w->index[0]);
+    w->sign = even_signs(cut(_mm512_set1_epi64(0x352e2720150e0700), w->rest));
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_256, 8, 256, SUB, codes_of_pairs)
+DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, int half) {
+    put_signs_to_four(level, look_up_256(t->part + 4 * half, w->index[0], w->in_half[0]), w->sign, half);
+}
+DOT_INLINE vf scales(vi rest, const void *a, const void *b) {
+    return vf_mul(twice_plus_one(_mm512_srli_epi32(rest, 27)), d_of_pair(((const block *)a)->d, ((const block *)b)->d));
+}
+
+static void dot(const nib_format *format, const nib_dot_task *task) {
+    static const int order[4] = {0, 1, 2, 3};
+    (void)format;
+    NIB_DOT_EACH(task, n,
+                 dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_four, scales, sizeof(block), order, 0.125f))
+}
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    dot_whole w;
+    (void)format, (void)n; /* n is one whole block */
+    nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_256);
+    read_256(&w, src);
+    dot_write_codes(out, &w, SUB);
+}
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
@@ -167,7 +185,6 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     }
 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 3, 4, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -199,6 +216,5 @@ NIB_FORMATS(
      .check = check,
      .unpack = unpack,
      .turn = NIB_BOOK_DOT_OF(turn),
-     .few = NIB_FEW_OF(few),
-     .dot_tokens = 4,
+     .dot_tokens = 5,
      .dot = NIB_BOOK_DOT_OF(dot)});

@@ -6,6 +6,7 @@
  *         f16  | 0-7 of the point of | bit 8 of that point  | sign of weight       | scale[2b]
  *              | weights 32 b + 4 k  |                      | 8 g + i     110 bytes, 3.4375 bits per weight
  */
+#include "format/codebook_pairs.h"
 #include "format/codebook_search.h"
 #include "format/codebook_turn.h"
 
@@ -122,25 +123,53 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-enum { VECTORS = 2 };
+/* ---- rows (format/codebook_pairs.h) ------------------------------------------------------------------------------ */
 
-DOT_INLINE void look_up(dot_levels *x, const void *src) {
-    const block *in = src;
-    for (int i = 0; i < VECTORS; i++)
-        begin_look_up(x, i, vi_load(in[i].low), vi_of_bits(nib_load_u64(in[i].high), 2), 512);
+/* 64 +- 1, 3 .. 15 */
+static const uint8_t ABOVE_64[16] = {65, 67, 69, 71, 73, 75, 77, 79, 63, 61, 59, 57, 55, 53, 51, 49};
+
+DOT_INLINE void load_tables(pair_tables *t) {
+    load_triples(t, nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512)->plane, 512, ABOVE_64);
 }
-DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
-    const block *in = src;
-    /* a nibble of signs for each byte */
-    *sign = cut(in_steps(0x1c1814100c080400, 0x1c1814100c080400, 0), eight_dwords(in->sign));
-    const vi scales = vi_splat((int32_t)nib_load_u32(in->scale));
-    *scale = scales_of(cut(in_steps(EACH_BYTE(63), EACH_BYTE(67), EACH_BYTE(8)), scales), 30);
-    *d = half_before(in->d);
+/* Bit k of a lane's byte of high bits is that of point k. */
+DOT_INLINE void begin(pair_words *w, const void *a, const void *b) {
+    const block *one = a, *other = b;
+    const vi both = _mm512_castsi128_si512(load_two((const int8_t *)one->high, (const int8_t *)other->high));
+    const vi lanes = _mm512_set_epi32(0x0f0f0f0f, 0x0e0e0e0e, 0x07070707, 0x06060606, 0x0d0d0d0d, 0x0c0c0c0c,
+                                      0x05050505, 0x04040404, 0x0b0b0b0b, 0x0a0a0a0a, 0x03030303, 0x02020202,
+                                      0x09090909, 0x08080808, 0x01010101, 0x00000000);
+    const vi high = _mm512_permutexvar_epi8(lanes, both);
+    DOT_UNROLL for (int odd = 0; odd < 2; odd++) {
+        w->index[odd] = points_of_pair(one->low, other->low, odd);
+        find_halves(w->in_half[odd], w->index[odd]);
+        w->above[odd] = _mm512_test_epi8_mask(high, kept(vi_splat(odd ? (int)0x80200802 : 0x40100401)));
+    }
+    w->sign = dwords_of_pair(one->sign, other->sign);
+    const uint64_t scale = nib_load_u32(one->scale) | (uint64_t)nib_load_u32(other->scale) << 32;
+    w->rest = _mm512_set1_epi64((long long)scale);
 }
-DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
-    codes_of_4(code, level, sign, ABOVE);
+DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, int half) {
+    look_up_triples(level, w, t, half, 512);
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_512, 4, 512, SUB, codes)
+DOT_INLINE vf scales(vi rest, const void *a, const void *b) {
+    const vi from = _mm512_set_epi64(0x3b00000037, 0x1b00000017, 0x330000002f, 0x130000000f, 0x2b00000027, 0x0b00000007,
+                                     0x230000001f, 0x030000003f); /* a bit before the lanes' nibbles */
+    return vf_mul(twice_plus_one(vi_and(cut(from, rest), kept(vi_splat(30)))),
+                  d_of_pair(((const block *)a)->d, ((const block *)b)->d));
+}
+static void dot(const nib_format *format, const nib_dot_task *task) {
+    (void)format;
+    NIB_DOT_EACH(task, n,
+                 dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_triples, scales, sizeof(block),
+                                TRIPLES_ORDER, 1.0f))
+}
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    dot_whole w;
+    (void)format, (void)n; /* n is one whole block */
+    nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512);
+    read_256(&w, src);
+    dot_write_codes(out, &w, SUB);
+}
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
@@ -164,7 +193,6 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     }
 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 3, 7, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -193,6 +221,5 @@ NIB_FORMATS(iq3_s, {.facts = {.name = "iq3_s",
                     .check = check,
                     .unpack = unpack,
                     .turn = NIB_BOOK_DOT_OF(turn),
-                    .few = NIB_FEW_OF(few),
                     .dot_tokens = 5,
                     .dot = NIB_BOOK_DOT_OF(dot)});

@@ -6,6 +6,7 @@
  *         f16  | point of weights   | weights 8 l .. 8 l + 6         | scale[b]
  *              | 32 b + 4 k ..      |                              98 bytes, 3.0625 bits per weight
  */
+#include "format/codebook_pairs.h"
 #include "format/codebook_search.h"
 #include "format/codebook_turn.h"
 
@@ -124,24 +125,39 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-enum { VECTORS = 2 };
+/* ---- rows (format/codebook_pairs.h) ------------------------------------------------------------------------------ */
 
-DOT_INLINE void look_up(dot_levels *x, const void *src) {
-    const block *in = src;
-    for (int i = 0; i < VECTORS; i++) begin_look_up(x, i, vi_load(in[i].point), vi_splat(0), 256);
+DOT_INLINE void load_tables(pair_tables *t) {
+    load_triples(t, nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_256)->plane, 256, ABOVE);
 }
-DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
-    const block *in = src;
-    const vi words = eight_dwords(in->signs);
-    /* sevens from bits 0, 7, 14 and 21 on, the scale from bit 28 on */
-    *sign = signs_of_twice_seven(cut(in_steps(0x15150e0e07070000, 0x15150e0e07070000, 0), words));
-    *scale = scales_of(cut(in_steps(EACH_BYTE(27), EACH_BYTE(27), 0), words), 30);
-    *d = half_before(in->d) * 0.25f;
+DOT_INLINE void begin(pair_words *w, const void *a, const void *b) {
+    const block *one = a, *other = b;
+    DOT_UNROLL for (int odd = 0; odd < 2; odd++) {
+        w->index[odd] = points_of_pair(one->point, other->point, odd);
+        find_halves(w->in_half[odd], w->index[odd]);
+    }
+    w->rest = dwords_of_pair(one->signs, other->signs);
+    w->sign = even_signs(cut(_mm512_set1_epi64(0x352e2720150e0700), w->rest));
 }
-DOT_INLINE void codes(vi code[DOT_PARTS], const vi level[2], vi sign) {
-    codes_of_4(code, level, sign, ABOVE);
+DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, int half) {
+    look_up_triples(level, w, t, half, 256);
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TRIPLES_256, 4, 256, SUB, codes)
+DOT_INLINE vf scales(vi rest, const void *a, const void *b) {
+    return vf_mul(twice_plus_one(_mm512_srli_epi32(rest, 27)), d_of_pair(((const block *)a)->d, ((const block *)b)->d));
+}
+static void dot(const nib_format *format, const nib_dot_task *task) {
+    (void)format;
+    NIB_DOT_EACH(task, n,
+                 dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_triples, scales, sizeof(block),
+                                TRIPLES_ORDER, 0.25f))
+}
+static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
+    dot_whole w;
+    (void)format, (void)n; /* n is one whole block */
+    nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_256);
+    read_256(&w, src);
+    dot_write_codes(out, &w, SUB);
+}
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
@@ -162,7 +178,6 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     }
 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 3, 6, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -191,6 +206,5 @@ NIB_FORMATS(iq3_xxs, {.facts = {.name = "iq3_xxs",
                       .check = check,
                       .unpack = unpack,
                       .turn = NIB_BOOK_DOT_OF(turn),
-                      .few = NIB_FEW_OF(few),
                       .dot_tokens = 5,
                       .dot = NIB_BOOK_DOT_OF(dot)});

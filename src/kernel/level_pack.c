@@ -169,6 +169,31 @@ static void finish_row(nib_int_row *out, const int32_t sum[K / 16]) {
     }
 }
 
+#if defined(__AVX512VBMI__)
+/* first->paired and what belongs to it; second: NULL if there is none. */
+static void pair_blocks(nib_int_row *first, const nib_int_row *second) {
+    _Alignas(64) uint8_t order[64], lane[16][32]; /* of each 32 codes: all eights' first, all eights' second, .. */
+    for (int i = 0; i < 64; i++) order[i] = (uint8_t)(i / 32 * 32 + i % 4 * 8 + i % 32 / 4);
+    for (int b = 0; b < 2; b++) {
+        const nib_int_row *block = b ? second : first;
+        for (int i = 0; i < 4; i++) {
+            const int at = 4 * i + 2 * b;
+            const vi codes = block ? vi_load(block->code + 64 * i) : vi_splat(0);
+            vi_store(lane[at], _mm512_permutexvar_epi8(vi_load(order), codes));
+            for (int k = 0; k < 2; k++) {
+                first->paired_minus[at + k] = block ? 64 * block->minus_sum32[2 * i + k] : 0;
+                first->paired_scale[at + k] = block ? block->scale[0] : 0;
+            }
+        }
+    }
+    for (int j = 0; j < 8; j += 4) {
+        vi four[4];
+        vi_turn(four, lane[0] + 4 * j, sizeof lane[0]);
+        for (int i = 0; i < 4; i++) vi_store(first->paired + 64 * (j + i), four[i]);
+    }
+}
+#endif
+
 static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {
     _Alignas(64) float copy[K];
     for (size_t k = 0; k < n_cols; k += K) {
@@ -191,6 +216,11 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
             memset(sum, 0, n_before / 16 * sizeof *sum);
         }
         finish_row(out, sum);
+#if defined(__AVX512VBMI__)
+        const bool is_second = k / K % 2;
+        if (route == NIB_ROUTE_INT_256 && (is_second || k + K >= n_cols))
+            pair_blocks(out - is_second, is_second ? out : NULL);
+#endif
     }
 }
 

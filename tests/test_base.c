@@ -135,6 +135,39 @@ static void output_appears_only_when_complete(void **state) {
     assert_int_equal(stat("/dev/full", &info), 0);
 }
 
+/* Parts of every size around those in which an output hands its bytes on, in small writes and in large ones. */
+static void output_keeps_the_order_of_parts(void **state) {
+    (void)state;
+    static const size_t sizes[] = {1, 100, 256 << 10, 3, (2 << 20) - 1, 5 << 20, 70000, 2 << 20, 1, 6 << 20};
+    enum { N_SIZES = sizeof sizes / sizeof *sizes };
+    char folder[] = "/tmp/nibble-test-XXXXXX", path[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/out", folder);
+    size_t n_bytes = 0;
+    for (size_t i = 0; i < N_SIZES; i++) n_bytes += sizes[i];
+    uint8_t *bytes = malloc(n_bytes);
+    assert_non_null(bytes);
+    for (size_t i = 0; i < n_bytes; i++) bytes[i] = (uint8_t)(i * 2654435761u >> 13);
+    for (int large = 0; large < 2; large++) {
+        nib_output *output;
+        nib_error error;
+        nib_map map;
+        assert_int_equal(nib_output_open(path, true, NULL, n_bytes, &output, &error), NIB_OK);
+        if (large) nib_output_prefer_large_pages(output);
+        size_t at = 0;
+        for (size_t i = 0; i < N_SIZES; at += sizes[i++])
+            assert_int_equal(nib_output_write(output, bytes + at, sizes[i], &error), NIB_OK);
+        assert_int_equal(nib_output_commit(output, false, &error), NIB_OK);
+        assert_int_equal(nib_map_open(path, &map, &error), NIB_OK);
+        assert_int_equal(map.n_bytes, n_bytes);
+        assert_memory_equal(map.data, bytes, n_bytes);
+        nib_map_close(&map);
+    }
+    free(bytes);
+    unlink(path);
+    rmdir(folder);
+}
+
 static bool stop_at_once(void *user, const nib_progress *progress) {
     (void)progress;
     ++*(int *)user;
@@ -172,6 +205,7 @@ int main(void) {
         cmocka_unit_test(json_is_valid_and_escaped),
         cmocka_unit_test(json_refuses_open_brackets),
         cmocka_unit_test(output_appears_only_when_complete),
+        cmocka_unit_test(output_keeps_the_order_of_parts),
         cmocka_unit_test(meter_can_stop_the_work),
         cmocka_unit_test(errors_are_safe_to_show),
     };

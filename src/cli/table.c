@@ -156,7 +156,7 @@ nib_short_text nib_show_pm(double value, double err) {
     nib_short_text out = {"-"};
     if (!isfinite(value)) return out;
     if (!isfinite(err) || err <= 0) {
-        snprintf(out.s, sizeof out.s, "%.4g", value);
+        snprintf(out.s, sizeof out.s, fabs(value) < 1000 ? "%.4g" : "%.0f", value); /* no powers of ten */
         return out;
     }
     /* Two significant digits of the uncertainty. */

@@ -148,14 +148,15 @@ DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, 
     put_signs_to_four(level, look_up_256(t->part + 4 * half, w->index[0], w->in_half[0]), w->sign, half);
 }
 DOT_INLINE vf scales(vi rest, const void *a, const void *b) {
-    return vf_mul(twice_plus_one(_mm512_srli_epi32(rest, 27)), d_of_pair(((const block *)a)->d, ((const block *)b)->d));
+    return vf_mul(plus_one(_mm512_srli_epi32(rest, 27)), d_of_pair(((const block *)a)->d, ((const block *)b)->d));
 }
 
 static void dot(const nib_format *format, const nib_dot_task *task) {
     static const int order[4] = {0, 1, 2, 3};
     (void)format;
-    NIB_DOT_EACH(task, n,
-                 dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_four, scales, sizeof(block), order, 0.125f))
+    NIB_DOT_EACH(
+        task, n,
+        dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_four, scales, sizeof(block), order, 0.125f))
 }
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     dot_whole w;

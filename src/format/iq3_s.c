@@ -154,7 +154,7 @@ DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, 
 DOT_INLINE vf scales(vi rest, const void *a, const void *b) {
     const vi from = _mm512_set_epi64(0x3b00000037, 0x1b00000017, 0x330000002f, 0x130000000f, 0x2b00000027, 0x0b00000007,
                                      0x230000001f, 0x030000003f); /* a bit before the lanes' nibbles */
-    return vf_mul(twice_plus_one(vi_and(cut(from, rest), kept(vi_splat(30)))),
+    return vf_mul(plus_one(vi_and(cut(from, rest), kept(vi_splat(30)))),
                   d_of_pair(((const block *)a)->d, ((const block *)b)->d));
 }
 static void dot(const nib_format *format, const nib_dot_task *task) {

@@ -143,7 +143,7 @@ DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, 
     look_up_triples(level, w, t, half, 256);
 }
 DOT_INLINE vf scales(vi rest, const void *a, const void *b) {
-    return vf_mul(twice_plus_one(_mm512_srli_epi32(rest, 27)), d_of_pair(((const block *)a)->d, ((const block *)b)->d));
+    return vf_mul(plus_one(_mm512_srli_epi32(rest, 27)), d_of_pair(((const block *)a)->d, ((const block *)b)->d));
 }
 static void dot(const nib_format *format, const nib_dot_task *task) {
     (void)format;

@@ -213,7 +213,7 @@ DOT_INLINE float half_before(const uint8_t *src) {
 }
 
 /* Vector i of iq1: eight points' three high bits lie in 32 bits, at places + 1. */
-DOT_INLINE void iq1_start(dot_levels *x, int i, const void *low_1, const void *low_2, const void *high_1,
+DOT_INLINE void iq1_start_old(dot_levels *x, int i, const void *low_1, const void *low_2, const void *high_1,
                           const void *high_2, uint64_t places) {
     const vi twice = _mm512_set_epi32(19, 19, 3, 3, 18, 18, 2, 2, 17, 17, 1, 1, 16, 16, 0, 0);
     const vi above =

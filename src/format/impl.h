@@ -80,6 +80,7 @@ typedef struct nib_int_row {
     _Alignas(64) int8_t code[NIB_PANEL_K], crossed[NIB_PANEL_K];
     int8_t turned[NIB_PANEL_K];           /* the codes in another order: (4, 16, 4), code 16 i + 4 m + j at [j][i][m] */
     int32_t turned_sum[NIB_PANEL_K / 16]; /* sums of 16 codes each */
+    int16_t sum8[NIB_PANEL_K / 8];        /* of 8 codes each */
     float scale[NIB_PANEL_K / 16];        /* per 32; the upper half is zero */
     float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16]; /* sums of codes times scale per 16 and per 32 */
     int16_t whole16[NIB_PANEL_K / 16],

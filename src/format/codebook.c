@@ -32,7 +32,7 @@ static const int8_t MAGNITUDE_3[8] = {4, 12, 20, 28, 36, 44, 52, 62}, ODD[8] = {
 #define VALUES_TRIPLES_256  MAGNITUDE_3
 #define VALUES_TRIPLES_512  ODD
 
-#define PLANE(n_points) (2 * (n_points) + 3 * (n_points) / 16)
+#define PLANE(n_points)     (2 * (n_points) + 3 * (n_points) / 16)
 #define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries) \
     static uint8_t level_##name[(n_points) * (group)];                             \
     static int8_t value_##name[(n_points) * (group)];                              \

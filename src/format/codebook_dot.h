@@ -134,18 +134,9 @@ DOT_INLINE vi words_down(vi x, unsigned n) {
 DOT_INLINE vi words_up(vi x, unsigned n) {
     return _mm512_slli_epi16(x, n);
 }
-/* Eight numbers of 16 or 32 bits as lanes of 64. */
-DOT_INLINE vi eight_words(const void *p) {
-    return _mm512_cvtepu16_epi64(_mm_loadu_si128(p));
-}
+/* Eight numbers of 32 bits as lanes of 64. */
 DOT_INLINE vi eight_dwords(const void *p) {
     return _mm512_cvtepu32_epi64(_mm256_loadu_si256(p));
-}
-DOT_INLINE vi load_32(const void *p) {
-    return _mm512_castsi256_si512(_mm256_loadu_si256(p));
-}
-DOT_INLINE vi load_16(const void *p) {
-    return _mm512_castsi128_si512(_mm_loadu_si128(p));
 }
 
 /* Signs from sevens, which stand twice: the lower time their lower half is right, the upper time it must be the upper. */
@@ -165,13 +156,6 @@ DOT_INLINE vi signs_of_twice_seven(vi sevens) {
 /* Codes of scales, in bits 1 .. n of lanes (mask), as scales: twice plus one. */
 DOT_INLINE vi scales_of(vi code, int mask) {
     return vi_and_or(code, kept(vi_splat(mask)), kept(vi_splat(1)));
-}
-
-/* 16 of 4 bits. */
-DOT_INLINE vi scales_of_16(const uint8_t packed[8]) {
-    const uint64_t next = UINT64_C(4) << 32;
-    const vi from = in_steps(EACH_BYTE(63) + next, EACH_BYTE(71) + next, EACH_BYTE(16));
-    return scales_of(cut(from, _mm512_set1_epi64((long long)nib_load_u64(packed))), 30);
 }
 
 /* Vector n of indices: eight low bits, and from bit 1 on those above, with anything further up. */
@@ -202,23 +186,9 @@ DOT_INLINE void look_up_next(dot_levels *x, int n_vectors, int n_quarters, const
         x->quarter = _mm512_add_epi8(x->quarter, kept(vi_of_byte(1)));
     }
 }
-/* Points of 8: a vector is of two blocks, eight points of one, eight of the other and so on. */
-DOT_INLINE vi indices_of_pair(const void *first, const void *second) {
-    return _mm512_permutex2var_epi64(load_32(first), _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), load_32(second));
-}
-
 /* A half that is followed by more: read in one go. */
 DOT_INLINE float half_before(const uint8_t *src) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64((const void *)src)));
-}
-
-/* Vector i of iq1: eight points' three high bits lie in 32 bits, at places + 1. */
-DOT_INLINE void iq1_start_old(dot_levels *x, int i, const void *low_1, const void *low_2, const void *high_1,
-                          const void *high_2, uint64_t places) {
-    const vi twice = _mm512_set_epi32(19, 19, 3, 3, 18, 18, 2, 2, 17, 17, 1, 1, 16, 16, 0, 0);
-    const vi above =
-        cut(in_steps(places, places, 0), _mm512_permutex2var_epi32(load_16(high_1), twice, load_16(high_2)));
-    begin_look_up(x, i, indices_of_pair(low_1, low_2), above, 2048);
 }
 
 /* Codes of points of 4: two levels of 3 bits a byte. codes: 8 without sign, 8 with */
@@ -250,15 +220,6 @@ DOT_INLINE void codes_of_pairs(vi code[DOT_PARTS], const vi *level, vi sign) {
     code[1] = vi_look_up(PAIRS_1, choose_bits(high, x, sign));
     code[2] = vi_look_up(PAIRS_2, choose_bits(low, words_down(x, 4), sign));
     code[3] = vi_look_up(PAIRS_3, choose_bits(low, words_down(x, 6), sign));
-}
-
-/* Codes of points of 8 that move: 8 * level + 0 or 2. */
-DOT_INLINE void codes_of_moved(vi code[DOT_PARTS], const vi *level, vi move) {
-    const vi place = kept(vi_of_byte(24)), x = *level;
-    code[0] = vi_and_or(words_up(x, 3), place, move);
-    code[1] = vi_and_or(words_up(x, 1), place, move);
-    code[2] = vi_and_or(words_down(x, 1), place, move);
-    code[3] = vi_and_or(words_down(x, 3), place, move);
 }
 
 /* What a format says: its indices; the rest of a block: signs (byte m has those of weights 4 m .. 4 m + 3 in its lowest four

@@ -1,11 +1,12 @@
-/* Products of a few tokens for codebooks of more than 256 points of 8: rows like those of codebook_dot.h, with the points
- * of two blocks looked up at a time, one vector of indices, a step before they are multiplied.
+/* Products of a few tokens with codebooks of 512 points of 8 and more: rows as in codebook_dot.h, but comparing costs as much
+ * as looking up, and so does what is loaded for it. Points of four blocks are looked up in two vectors, while the four blocks
+ * before are multiplied.
  *
- *   index      bits 0-6: place in 128 points; 7, 8: which of four such parts, a mask for each; above: which table
- *   level      a half of a point in each byte, two bits a level
+ *   index   bits 0-6: one of 128 bytes that are looked up at once; 7, 8: which of four such parts of a table, a mask for
+ *           each; above: the table, of two or four, which are looked up with the same masks: the right one is chosen at last
+ *   level   half a point in each byte, two bits a level
  *
- * Tables are looked up with the same masks, what comes of them is chosen by the bits above: comparing costs as much as
- * looking up. */
+ * Second halves of 2048 points need no such tables: points ascend, so there are few steps in them. */
 #ifndef NIB_FORMAT_CODEBOOK_WIDE_H
 #define NIB_FORMAT_CODEBOOK_WIDE_H
 
@@ -13,14 +14,25 @@
 
 #if defined(NIB_CODEBOOK_DOT)
 
+DOT_INLINE vi load_32(const void *p) {
+    return _mm512_castsi256_si512(_mm256_loadu_si256(p));
+}
+DOT_INLINE vi load_16(const void *p) {
+    return _mm512_castsi128_si512(_mm_loadu_si128(p));
+}
+/* Points of 8: a vector is of two blocks, eight points of one, eight of the other and so on. */
+DOT_INLINE vi indices_of_pair(const void *first, const void *second) {
+    return _mm512_permutex2var_epi64(load_32(first), _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), load_32(second));
+}
+
 enum { WIDE_VECTORS = 2, WIDE_BLOCKS = 2 * WIDE_VECTORS, MOST_TABLES = 4 };
 
-/* Points on their way. index: their low eight bits; above: the others, from bit 1 on, with anything further up. */
+/* Points on their way. Their indices begin as eight low bits and, above, the others from bit 1 on, with anything further up. */
 typedef struct wide_points {
     vi above[WIDE_VECTORS];
     __mmask64 low[WIDE_VECTORS], high[WIDE_VECTORS]; /* bits 7 and 8 */
-    vi from[WIDE_VECTORS][MOST_TABLES]; /* what is found in each table; indices until then */
-    vi second[WIDE_VECTORS];            /* of 2048 points */
+    vi from[WIDE_VECTORS][MOST_TABLES];              /* what is found in each table; the index until then */
+    vi second[WIDE_VECTORS];                         /* of 2048 points */
 } wide_points;
 
 DOT_INLINE vi wide_choose(__mmask64 second, vi a, vi b) {
@@ -94,17 +106,17 @@ DOT_INLINE const uint8_t *wide_plane(nib_codebook_id book) {
 }
 
 /* 64 +- 8, 25, 43: levels in bits 0 .. 3, signs in bits 4 and 5. */
-#define WIDE_LOW(i)   PAIR_CODE((i)&3, (i) >> 4 & 1)
-#define WIDE_HIGH(i)  PAIR_CODE((i) >> 2 & 3, (i) >> 5 & 1)
-#define WIDE_4(at, i) at(i), at((i) + 1), at((i) + 2), at((i) + 3)
+#define WIDE_LOW(i)    PAIR_CODE((i)&3, (i) >> 4 & 1)
+#define WIDE_HIGH(i)   PAIR_CODE((i) >> 2 & 3, (i) >> 5 & 1)
+#define WIDE_4(at, i)  at(i), at((i) + 1), at((i) + 2), at((i) + 3)
 #define WIDE_16(at, i) WIDE_4(at, i), WIDE_4(at, (i) + 4), WIDE_4(at, (i) + 8), WIDE_4(at, (i) + 12)
-#define WIDE_64(at) WIDE_16(at, 0), WIDE_16(at, 16), WIDE_16(at, 32), WIDE_16(at, 48)
+#define WIDE_64(at)    WIDE_16(at, 0), WIDE_16(at, 16), WIDE_16(at, 32), WIDE_16(at, 48)
 static const _Alignas(64) uint8_t WIDE_PAIRS[2][64] = {{WIDE_64(WIDE_LOW)}, {WIDE_64(WIDE_HIGH)}};
 
 /* Codes of points with signs, which are the upper four bits of each byte. */
 DOT_INLINE void wide_pairs(vi code[DOT_PARTS], vi level, vi sign) {
-    const vi low = kept(vi_of_byte(15)), both[2] = {choose_bits(low, level, sign),
-                                              choose_bits(low, words_down(level, 4), words_down(sign, 2))};
+    const vi low = kept(vi_of_byte(15)),
+             both[2] = {choose_bits(low, level, sign), choose_bits(low, words_down(level, 4), words_down(sign, 2))};
     const vi table[2] = {kept(vi_load(WIDE_PAIRS[0])), kept(vi_load(WIDE_PAIRS[1]))};
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) code[p] = _mm512_permutexvar_epi8(both[p / 2], table[p % 2]);
 }
@@ -163,6 +175,11 @@ DOT_INLINE void wide_products(vf part[2], const wide_blocks *w, const nib_int_ro
     DOT_UNROLL for (int i = 0; i < 2; i++) part[i] = vf_mul(vi_to_f(sum[i]), w->scale[i]);
 }
 
+DOT_INLINE void wide_end_row(const nib_dot_task *task, dot_rows *rows, size_t r, size_t n_tokens, vf total[]) {
+    dot_store(task, rows, r, n_tokens, total);
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
+}
+
 /* Block i of those from here on, or the last one. */
 DOT_INLINE const char *wide_block(const char *here, size_t left, size_t i, size_t bytes) {
     return here + (i < left ? i : left - 1) * bytes;
@@ -198,10 +215,9 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
         if (left > WIDE_BLOCKS)
             wide_begin_all(&next, look_up, here + WIDE_BLOCKS * bytes, left - WIDE_BLOCKS, bytes, plane, n_points);
         DOT_UNROLL for (int j = 0; j < WIDE_VECTORS; j++) {
-            wide_part(&next, 2 * j, n_tables, plane);
             wide_blocks w;
             read(&w, level + 2 * j, here, left > 1 ? here + bytes : here);
-            wide_part(&next, 2 * j + 1, n_tables, plane);
+            DOT_UNROLL for (int q = 2 * j; q < 2 * j + 2; q++) wide_part(&next, q, n_tables, plane);
             const bool is_last = b + 1 == n_blocks; /* the first of the two is the last of a row */
             const nib_int_row *const other = is_last ? begin : row + 1;
             vf part[NIB_DOT_TOKENS][2];
@@ -212,8 +228,7 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
             }
             b++;
             if (is_last) {
-                dot_store(task, &rows, r++, n_tokens, total);
-                DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
+                wide_end_row(task, &rows, r++, n_tokens, total);
                 b = 0;
                 if (left == 1) return;
             }
@@ -223,8 +238,7 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
             here += 2 * bytes;
             row = other + 1;
             if (++b == n_blocks) {
-                dot_store(task, &rows, r++, n_tokens, total);
-                DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] = vf_zero();
+                wide_end_row(task, &rows, r++, n_tokens, total);
                 b = 0;
                 row = begin;
                 if (left == 0) return;
@@ -234,11 +248,11 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
 }
 
 /* `dot` and `unpack` of a format with this book, from look_up_two, read_two, and read_256 as in codebook_dot.h. */
-#define NIB_WIDE_DOT(book, n_points, group)                                                                              \
+#define NIB_WIDE_DOT(book, n_points, group)                                                                     \
     static void dot(const nib_format *format, const nib_dot_task *task) {                                       \
         (void)format;                                                                                           \
         nib_codebook_to_decode(book);                                                                           \
-        NIB_DOT_EACH(task, n, dot_rows_wide(task, n, look_up_two, read_two, sizeof(block), book, n_points))                         \
+        NIB_DOT_EACH(task, n, dot_rows_wide(task, n, look_up_two, read_two, sizeof(block), book, n_points))     \
     }                                                                                                           \
     static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) { \
         dot_whole w;                                                                                            \

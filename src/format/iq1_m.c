@@ -223,13 +223,13 @@ DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void
 }
 DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
     const block *in[2] = {first, second};
-    const uint64_t next = UINT64_C(3) << 32, shift = EACH_BYTE(0x88);
+    const uint64_t next = UINT64_C(3) << 32, shift = EACH_BYTE(0x88); /* bit 3 of nibbles: a point moves down */
     const vi from = in_steps(next, EACH_BYTE(6) + next, EACH_BYTE(16));
-    const vi up = kept(_mm512_set1_epi16(1 - OFFSET + 1)), down = kept(_mm512_set1_epi16(-OFFSET));
+    const vi up = kept(_mm512_set1_epi16(2 - OFFSET)), down = kept(_mm512_set1_epi16(-OFFSET));
     DOT_UNROLL for (int i = 0; i < 2; i++) {
         const uint64_t scales = nib_load_u64((const uint8_t *)in[i]->scales);
-        const uint64_t is_down = _pext_u64(nib_load_u64(in[i]->high), shift) |
-                                 _pext_u64(nib_load_u64(in[i]->high + 8), shift) << 16;
+        const uint64_t is_down =
+            _pext_u64(nib_load_u64(in[i]->high), shift) | _pext_u64(nib_load_u64(in[i]->high + 8), shift) << 16;
         wide_eights(out->code[i], level[i]);
         out->scale[i] = wide_scale(WIDE_SCALES_3, cut(from, _mm512_set1_epi64((long long)scales)));
         out->times_sum[i] = _mm512_mask_blend_epi16((__mmask32)is_down, up, down);

@@ -182,8 +182,8 @@ DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void
 }
 DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
     const block *in[2] = {first, second};
-    const vi twice = _mm512_set_epi16(7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1,
-                                      0, 0, 0, 0);
+    const vi twice = _mm512_set_epi16(7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1,
+                                      1, 0, 0, 0, 0);
     DOT_UNROLL for (int i = 0; i < 2; i++) {
         /* three bits of scale and that of the shift */
         const vi word = vi_shr(_mm512_permutexvar_epi16(twice, load_16(in[i]->high)), 12);

@@ -32,10 +32,11 @@ static const int8_t MAGNITUDE_3[8] = {4, 12, 20, 28, 36, 44, 52, 62}, ODD[8] = {
 #define VALUES_TRIPLES_256  MAGNITUDE_3
 #define VALUES_TRIPLES_512  ODD
 
+#define PLANE(n_points)     (2 * (n_points) + 3 * (n_points) / 16)
 #define CODEBOOK(name, n_points, group, n_levels, n_spots, n_distances, n_entries) \
     static uint8_t level_##name[(n_points) * (group)];                             \
     static int8_t value_##name[(n_points) * (group)];                              \
-    static _Alignas(64) uint8_t plane_##name[2 * (n_points)];                      \
+    static _Alignas(64) uint8_t plane_##name[PLANE(n_points)];                     \
     static int32_t at_##name[n_spots];                                             \
     static uint16_t neighbours_##name[(n_entries) + NIB_CODEBOOK_SLACK];
 CODEBOOKS
@@ -82,6 +83,15 @@ static void expand(const recipe *how) {
             const unsigned half = how->group / 2;
             how->plane[i / half * how->n_points + p] |= (uint8_t)(level << 8 / half * (i % half));
         }
+    }
+    const unsigned n = how->n_points / 16;
+    for (unsigned g = 0; g < n; g++) {
+        const uint8_t *second = how->plane + how->n_points + 16 * (size_t)g;
+        uint8_t *out = how->plane + 2 * (size_t)how->n_points + g, from = 15;
+        while (from > 0 && second[from - 1] == second[15]) from--;
+        out[0] = second[0];
+        out[n] = second[15];
+        out[2 * (size_t)n] = from;
     }
 }
 

@@ -124,10 +124,6 @@ DOT_INLINE vi points_of_pair(const void *a, const void *b, int odd) {
         first + 2 * next, first + next + 0x4040404040404040, first + next, first + 0x4040404040404040, first);
     return _mm512_permutex2var_epi8(vi_load(a), from, vi_load(b));
 }
-/* 32 bytes of each block, in the order of lanes. */
-DOT_INLINE vi dwords_of_pair(const void *a, const void *b) {
-    return _mm512_permutex2var_epi64(load_32(a), _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), load_32(b));
-}
 DOT_INLINE void look_up_triples(vi level[2], const pair_words *w, const pair_tables *t, int half, int n_points) {
     const vi *part = t->part + n_points / 64 * half;
     const vi here = kept(vi_of_byte(half ? 12 : 3));

@@ -107,17 +107,26 @@ DOT_INLINE vi pick_256(const vi table[4], vi index) {
                                   _mm512_permutex2var_epi8(table[2], index, table[3]));
 }
 /* Levels of 16 points of every row, whose indices are eight low bits and, of more than 256 points, those of high from bit 1
- * on. Tables are loaded once for all: whole planes of small books, of large ones a quarter at a time. */
+ * on. Tables are loaded once for all: whole planes of small books, of large ones 128 points at a time. */
 DOT_INLINE void look_up_16(vi level[2][4], const vi index[4], const vi *high, const uint8_t *plane, int n_points) {
     if (n_points > 512) {
-        dot_levels x;
-        DOT_UNROLL for (int i = 0; i < 4; i++) begin_look_up(&x, i, index[i], high[i], n_points);
-        x.quarter = vi_splat(0);
-        _Pragma("GCC unroll 1") for (int q = 0; q < n_points / 128; q++) /* unrolled, vectors would leave registers */
-            look_up_next(&x, 4, 1, plane + 128 * q, n_points);
+        vi part[4], here = vi_splat(0);
         DOT_UNROLL for (int i = 0; i < 4; i++) {
-            level[0][i] = x.first[i];
-            level[1][i] = x.second[i];
+            part[i] = vi_and(choose_bits(kept(vi_of_byte(1)), words_down(index[i], 7), high[i]),
+                             kept(vi_of_byte((uint8_t)(n_points / 128 - 1))));
+            level[0][i] = level[1][i] = index[i]; /* until they are found */
+        }
+        _Pragma("GCC unroll 1") for (int q = 0; q < n_points / 128;
+                                     q++, plane += 128) { /* unrolled, vectors would leave
+                                                                                            registers */
+            const vi a = kept(vi_load(plane)), b = kept(vi_load(plane + 64));
+            const vi c = kept(vi_load(plane + n_points)), d = kept(vi_load(plane + n_points + 64));
+            DOT_UNROLL for (int i = 0; i < 4; i++) {
+                const __mmask64 is_here = _mm512_cmpeq_epi8_mask(part[i], here);
+                level[0][i] = _mm512_mask2_permutex2var_epi8(a, level[0][i], is_here, b);
+                level[1][i] = _mm512_mask2_permutex2var_epi8(c, level[1][i], is_here, d);
+            }
+            here = _mm512_add_epi8(here, kept(vi_of_byte(1)));
         }
         return;
     }

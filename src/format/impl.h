@@ -78,14 +78,14 @@ static inline size_t nib_last_block(size_t n_cols) {
  * of their group, and a lane's products of two vectors belong to one group. */
 typedef struct nib_int_row {
     _Alignas(64) int8_t code[NIB_PANEL_K], crossed[NIB_PANEL_K];
-    int8_t turned[NIB_PANEL_K];           /* the codes in another order: (4, 16, 4), code 16 i + 4 m + j at [j][i][m] */
-    int32_t turned_sum[NIB_PANEL_K / 16]; /* sums of 16 codes each */
+    int8_t turned[NIB_PANEL_K]; /* the codes in another order: (4, 16, 4), code 16 i + 4 m + j at [j][i][m] */
     /* Of even blocks, for levels with byte permutations and NIB_ACT_Q8_256: this block and the next (zeros if it was the
      * last) in lanes of 32 codes, two of this block, two of the next, and so on: code 8 m + j of a lane at [j][lane][m]. */
     int8_t paired[2 * NIB_PANEL_K];
     int32_t paired_minus[NIB_PANEL_K / 16]; /* -64 times the lanes' sums of codes */
     float paired_scale[NIB_PANEL_K / 16];
-    float scale[NIB_PANEL_K / 16];        /* per 32; the upper half is zero */
+    int16_t sum8[NIB_PANEL_K / 8];                          /* of 8 codes each */
+    float scale[NIB_PANEL_K / 16];                          /* per 32; the upper half is zero */
     float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16]; /* sums of codes times scale per 16 and per 32 */
     int16_t whole16[NIB_PANEL_K / 16],
         whole32[NIB_PANEL_K / 16]; /* sums of codes; whole32 has its 8 in the upper half */

@@ -8,6 +8,7 @@
  *                                                                               56 bytes, 1.75 bits per weight
  */
 #include "format/codebook_turn.h"
+#include "format/codebook_wide.h"
 #include "format/iq1.h"
 
 enum { BLOCK = IQ1_BLOCK, SUB = 16, N_SUB = BLOCK / SUB, N_POINTS = BLOCK / IQ1_POINT, N_WAYS = 4 };
@@ -216,26 +217,27 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-enum { VECTORS = 4 };
-
-DOT_INLINE void look_up(dot_levels *x, const void *src) {
-    const block *in = src;
-    for (int i = 0; i < VECTORS; i++, in += 2)
-        iq1_start(x, i, in[0].low, in[1].low, in[0].high, in[1].high, 0x1b17130f0b0703ff);
+DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
+    const block *in[2] = {first, second};
+    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1b17130f0b0703ff);
 }
-DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
-    const block *in = src;
-    const vi words = eight_words(in->high);
-    /* shifts are bits 3, 7, 11 and 15, two bytes each */
-    *move = _mm512_andnot_si512(cut(in_steps(0x0e0e0a0a06060202, 0x0e0e0a0a06060202, 0), words), kept(vi_of_byte(2)));
-    const uint64_t scales = nib_load_u64((const uint8_t *)in->scales), next = UINT64_C(3) << 32;
-    const vi from = in_steps(EACH_BYTE(63) + next, EACH_BYTE(69) + next, EACH_BYTE(16));
-    uint8_t half[2];
-    read_scale_of_block(half, in);
-    *scale = scales_of(cut(from, _mm512_set1_epi64((long long)scales)), 14);
-    *d = load_half(half) * 0.125f;
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
+    const block *in[2] = {first, second};
+    const uint64_t next = UINT64_C(3) << 32, shift = EACH_BYTE(0x88); /* bit 3 of nibbles: a point moves down */
+    const vi from = in_steps(next, EACH_BYTE(6) + next, EACH_BYTE(16));
+    const vi up = kept(_mm512_set1_epi16(2 - OFFSET)), down = kept(_mm512_set1_epi16(-OFFSET));
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        const uint64_t scales = nib_load_u64((const uint8_t *)in[i]->scales);
+        const uint64_t is_down =
+            _pext_u64(nib_load_u64(in[i]->high), shift) | _pext_u64(nib_load_u64(in[i]->high + 8), shift) << 16;
+        wide_eights(out->code[i], level[i]);
+        out->scale[i] = wide_scale(WIDE_SCALES_3, cut(from, _mm512_set1_epi64((long long)scales)));
+        out->times_sum[i] = _mm512_mask_blend_epi16((__mmask32)is_down, up, down);
+        out->d[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((int)_pext_u64(scales, 0xf000f000f000f000))));
+    }
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
+NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048)
+NIB_BOOK_UNPACK(NIB_CODEBOOK_TERNARY_2048, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;

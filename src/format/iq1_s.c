@@ -7,6 +7,7 @@
  *              | weights 32 b + 8 l.. | point                |        50 bytes, 1.5625 bits per weight
  */
 #include "format/codebook_turn.h"
+#include "format/codebook_wide.h"
 #include "format/iq1.h"
 
 enum { BLOCK = IQ1_BLOCK, SUB = 32, N_SUB = BLOCK / SUB, N_POINTS = SUB / IQ1_POINT };
@@ -171,22 +172,29 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-enum { VECTORS = 4 };
+/* 8 * level + 1 or - 1 is the code with these added, by the word's upper four bits; twice */
+#define MOVE(i) ((i) < 8 ? (int32_t)0xfff9fff9 : (int32_t)0xfff7fff7)
+static const _Alignas(64) int32_t MOVES[16] = {WIDE_16(MOVE, 0)};
 
-DOT_INLINE void look_up(dot_levels *x, const void *src) {
-    const block *in = src;
-    for (int i = 0; i < VECTORS; i++, in += 2)
-        iq1_start(x, i, in[0].low, in[1].low, in[0].high, in[1].high, 0x1815120f080502ff);
+DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
+    const block *in[2] = {first, second};
+    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1815120f080502ff);
 }
-DOT_INLINE void rest(vi *move, vi *scale, float *d, const void *src) {
-    const block *in = src;
-    const vi words = eight_words(in->high);
-    /* the shift is bit 15, the scale from bit 12 on */
-    *move = _mm512_andnot_si512(cut(in_steps(EACH_BYTE(14), EACH_BYTE(14), 0), words), kept(vi_of_byte(2)));
-    *scale = scales_of(cut(in_steps(EACH_BYTE(11), EACH_BYTE(11), 0), words), 14);
-    *d = half_before(in->d) * 0.125f;
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
+    const block *in[2] = {first, second};
+    const vi twice = _mm512_set_epi16(7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1,
+                                      1, 0, 0, 0, 0);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        /* three bits of scale and that of the shift */
+        const vi word = vi_shr(_mm512_permutexvar_epi16(twice, load_16(in[i]->high)), 12);
+        wide_eights(out->code[i], level[i]);
+        out->scale[i] = wide_scale(WIDE_SCALES_3, word);
+        out->times_sum[i] = _mm512_permutexvar_epi32(word, vi_load(MOVES));
+        out->d[i] = half_before(in[i]->d);
+    }
 }
-NIB_BOOK_DOT(NIB_CODEBOOK_TERNARY_2048, 8, 2048, SUB, codes_of_moved)
+NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048)
+NIB_BOOK_UNPACK(NIB_CODEBOOK_TERNARY_2048, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;

@@ -8,6 +8,7 @@
  */
 #include "format/codebook_search.h"
 #include "format/codebook_turn.h"
+#include "format/codebook_wide.h"
 
 enum { BLOCK = 256, SUB = 16, N_SCALES = BLOCK / SUB };
 
@@ -118,27 +119,25 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-enum { VECTORS = 4 };
-
-DOT_INLINE void look_up(dot_levels *x, const void *src) {
-    const block *in = src;
+DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
+    const block *in[2] = {first, second};
     const uint64_t from = EACH_BYTE(63) + 0x0e0c0a0806040200;
-    for (int i = 0; i < VECTORS; i++, in += 2) {
-        const vi high = _mm512_mask_set1_epi64(_mm512_set1_epi64((long long)nib_load_u64(in[0].high)), 0xaa,
-                                               (long long)nib_load_u64(in[1].high));
-        begin_look_up(x, i, indices_of_pair(in[0].low, in[1].low), cut(in_steps(from, from, EACH_BYTE(16)), high),
-                      1024);
+    const vi high = _mm512_mask_set1_epi64(_mm512_set1_epi64((long long)nib_load_u64(in[0]->high)), 0xaa,
+                                           (long long)nib_load_u64(in[1]->high));
+    wide_begin(x, v, of_two_blocks(in[0]->low, in[1]->low), cut(in_steps(from, from, EACH_BYTE(16)), high));
+}
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
+    const block *in[2] = {first, second};
+    /* the nibble of signs of each byte, four bits up */
+    const vi from = in_steps(0x1814100c0804003c, 0x1814100c0804003c, 0);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        wide_pairs(out->code[i], level[i], cut(from, eight_dwords(in[i]->sign)));
+        out->scale[i] = wide_scales_of_16(in[i]->scale);
+        out->d[i] = half_before(in[i]->d);
     }
 }
-DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
-    const block *in = src;
-    /* a nibble of signs for each byte */
-    *sign =
-        vi_and(cut(in_steps(0x1c1814100c080400, 0x1c1814100c080400, 0), eight_dwords(in->sign)), kept(vi_of_byte(15)));
-    *scale = scales_of_16(in->scale);
-    *d = half_before(in->d) * 0.125f;
-}
-NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_1024, 8, 1024, SUB, codes_of_pairs)
+NIB_WIDE_DOT(NIB_CODEBOOK_PAIRS_1024, 1024)
+NIB_BOOK_UNPACK(NIB_CODEBOOK_PAIRS_1024, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;

@@ -7,6 +7,7 @@
  */
 #include "format/codebook_search.h"
 #include "format/codebook_turn.h"
+#include "format/codebook_wide.h"
 
 enum { BLOCK = 256, SUB = 16, N_SCALES = BLOCK / SUB };
 
@@ -121,27 +122,27 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-enum { VECTORS = 2 };
-
-DOT_INLINE void look_up(dot_levels *x, const void *src) {
-    const block *in = src;
+DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
+    const block *in[2] = {first, second};
     const uint64_t even = 0x0e0c0a0806040200, odd = even + EACH_BYTE(1);
     const vi low = in_steps(even, even + EACH_BYTE(64), EACH_BYTE(16));
     const vi high = in_steps(odd, odd + EACH_BYTE(64), EACH_BYTE(16));
-    for (int i = 0; i < VECTORS; i++, in += 2) {
-        const vi words[2] = {vi_load(in[0].points), vi_load(in[1].points)};
-        const vi above = _mm512_permutex2var_epi8(words[0], high, words[1]);
-        begin_look_up(x, i, _mm512_permutex2var_epi8(words[0], low, words[1]), _mm512_add_epi8(above, above), 512);
+    const vi words[2] = {vi_load(in[0]->points), vi_load(in[1]->points)};
+    const vi above = _mm512_permutex2var_epi8(words[0], high, words[1]);
+    wide_begin(x, v, _mm512_permutex2var_epi8(words[0], low, words[1]), _mm512_add_epi8(above, above));
+}
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
+    const block *in[2] = {first, second};
+    /* sevens are from bits 9, 25, 41 and 57 on: their lower four, four bits up, and all of them */
+    const vi from = in_steps(0x3935292519150905, 0x3935292519150905, 0);
+    DOT_UNROLL for (int i = 0; i < 2; i++) {
+        wide_pairs(out->code[i], level[i], wide_signs(cut(from, vi_load(in[i]->points))));
+        out->scale[i] = wide_scales_of_16(in[i]->scale);
+        out->d[i] = half_before(in[i]->d);
     }
 }
-DOT_INLINE void rest(vi *sign, vi *scale, float *d, const void *src) {
-    const block *in = src;
-    /* sevens from bits 9, 25, 41 and 57 on */
-    *sign = signs_of_twice_seven(cut(in_steps(0x3939292919190909, 0x3939292919190909, 0), vi_load(in->points)));
-    *scale = scales_of_16(in->scale);
-    *d = half_before(in->d) * 0.125f;
-}
-NIB_BOOK_DOT(NIB_CODEBOOK_PAIRS_512, 8, 512, SUB, codes_of_pairs)
+NIB_WIDE_DOT(NIB_CODEBOOK_PAIRS_512, 512)
+NIB_BOOK_UNPACK(NIB_CODEBOOK_PAIRS_512, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;

@@ -158,13 +158,7 @@ static void dot(const nib_format *format, const nib_dot_task *task) {
         task, n,
         dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_four, scales, sizeof(block), order, 0.125f))
 }
-static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
-    dot_whole w;
-    (void)format, (void)n; /* n is one whole block */
-    nib_codebook_to_decode(NIB_CODEBOOK_PAIRS_256);
-    read_256(&w, src);
-    dot_write_codes(out, &w, SUB);
-}
+NIB_BOOK_UNPACK(NIB_CODEBOOK_PAIRS_256, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;

@@ -144,7 +144,7 @@ DOT_INLINE void begin(pair_words *w, const void *a, const void *b) {
         find_halves(w->in_half[odd], w->index[odd]);
         w->above[odd] = _mm512_test_epi8_mask(high, kept(vi_splat(odd ? (int)0x80200802 : 0x40100401)));
     }
-    w->sign = dwords_of_pair(one->sign, other->sign);
+    w->sign = of_two_blocks(one->sign, other->sign);
     const uint64_t scale = nib_load_u32(one->scale) | (uint64_t)nib_load_u32(other->scale) << 32;
     w->rest = _mm512_set1_epi64((long long)scale);
 }
@@ -163,13 +163,7 @@ static void dot(const nib_format *format, const nib_dot_task *task) {
                  dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_triples, scales, sizeof(block),
                                 TRIPLES_ORDER, 1.0f))
 }
-static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
-    dot_whole w;
-    (void)format, (void)n; /* n is one whole block */
-    nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_512);
-    read_256(&w, src);
-    dot_write_codes(out, &w, SUB);
-}
+NIB_BOOK_UNPACK(NIB_CODEBOOK_TRIPLES_512, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;

@@ -136,7 +136,7 @@ DOT_INLINE void begin(pair_words *w, const void *a, const void *b) {
         w->index[odd] = points_of_pair(one->point, other->point, odd);
         find_halves(w->in_half[odd], w->index[odd]);
     }
-    w->rest = dwords_of_pair(one->signs, other->signs);
+    w->rest = of_two_blocks(one->signs, other->signs);
     w->sign = even_signs(cut(_mm512_set1_epi64(0x352e2720150e0700), w->rest));
 }
 DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, int half) {
@@ -151,13 +151,7 @@ static void dot(const nib_format *format, const nib_dot_task *task) {
                  dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_triples, scales, sizeof(block),
                                 TRIPLES_ORDER, 0.25f))
 }
-static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
-    dot_whole w;
-    (void)format, (void)n; /* n is one whole block */
-    nib_codebook_to_decode(NIB_CODEBOOK_TRIPLES_256);
-    read_256(&w, src);
-    dot_write_codes(out, &w, SUB);
-}
+NIB_BOOK_UNPACK(NIB_CODEBOOK_TRIPLES_256, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;

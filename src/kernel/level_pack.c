@@ -92,6 +92,10 @@ static void largest_of_32(const float x[K], float largest[K / 32]) {
 }
 
 /* Sums of four neighbours each. */
+static void sum_fours(const int8_t code[K], int32_t sum4[K / 4]) {
+    for (size_t i = 0; i < K; i += 64)
+        vi_store(sum4 + i / 4, vi_dp4(vi_splat(0), vi_splat(0x01010101), vi_load(code + i)));
+}
 static void add_fours(const int32_t sum4[K / 4], int32_t sum16[K / 16]) {
     vi turned[4];
     vi_turn(turned, sum4, 16);
@@ -129,8 +133,7 @@ static void quantize_block(nib_route route, const float x[K], int8_t code[K], fl
         for (size_t i = 0; i < K; i += 16) round_codes(x + i, vf_splat(factor[i / 32]), code + i);
     }
     int32_t sum4[K / 4];
-    for (size_t i = 0; i < K; i += 64)
-        vi_store(sum4 + i / 4, vi_dp4(vi_splat(0), vi_splat(0x01010101), vi_load(code + i)));
+    sum_fours(code, sum4);
     add_fours(sum4, sum16);
 }
 
@@ -151,7 +154,9 @@ static void finish_row(nib_int_row *out, const int32_t sum[K / 16]) {
     for (size_t i = 0; i < K / 16; i++)
         memcpy(out->crossed + i / 2 % 2 * 128 + i % 2 * 64 + i / 4 * 16, out->code + 16 * i, 16);
     turn_codes(out->turned, out->code);
-    memcpy(out->turned_sum, sum, sizeof out->turned_sum);
+    int32_t sum4[K / 4];
+    sum_fours(out->code, sum4);
+    for (size_t i = 0; i < K / 8; i++) out->sum8[i] = (int16_t)(sum4[2 * i] + sum4[2 * i + 1]);
     out->minus_sum256 = 0;
     for (size_t i = 0; i < K / 16; i++) {
         out->whole16[i] = (int16_t)sum[i];

@@ -221,7 +221,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     }
 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 3, 8, cut_rows, false, SHAPE)
+NIB_FEW(few, 5, 8, cut_rows, false, SHAPE)
 #else
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
     (void)format, (void)n; /* n is one whole block */
@@ -251,5 +251,5 @@ NIB_FORMATS(iq1_s,
              .unpack = unpack,
              .turn = NIB_BOOK_DOT_OF(turn),
              .few = NIB_FEW_OF(few),
-             .dot_tokens = 5,
+             .dot_tokens = 4,
              .dot = NIB_BOOK_DOT_OF(dot)});

@@ -158,7 +158,6 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     }
 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 4, 5, cut_rows, false, SHAPE)
 #else
 enum { OFFSET = 128 };
 static void unpack(const nib_format *format, nib_codes *restrict out, const void *restrict src, size_t n) {
@@ -188,6 +187,5 @@ NIB_FORMATS(iq2_s,
              .check = check,
              .unpack = unpack,
              .turn = NIB_BOOK_DOT_OF(turn),
-             .few = NIB_FEW_OF(few),
              .dot_tokens = 5,
              .dot = NIB_BOOK_DOT_OF(dot)});

@@ -103,8 +103,7 @@ typedef struct nib_dot_task {
 typedef struct nib_few_task {
     const void *src; /* row r of weights: src + r * stride */
     size_t stride;
-    const nib_int_row *row; /* token t: row[t * row_stride] */
-    size_t row_stride;
+    const nib_int_row *row; /* one for every token */
     const char
         *ahead; /* memory is asked for 64 steps of so many bytes meanwhile: in a row they would hold the products up */
     size_t ahead_step;

@@ -158,8 +158,7 @@ static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halve
             const nib_few_task few = {
                 .src = weights + 16 * h * task->row_bytes + b * bytes,
                 .stride = task->row_bytes,
-                .row = (const nib_int_row *)task->tiles + b,
-                .row_stride = n_blocks,
+                .row = (const nib_int_row *)task->tiles + b * n_tokens,
                 .ahead = weights + 16 * (n_halves + h) * task->row_bytes + 16 * b * bytes,
                 .ahead_step = 16 * bytes / (K / 4),
                 .sums = sums[h],

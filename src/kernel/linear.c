@@ -180,10 +180,12 @@ static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
 static void pack_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     const linear_job *job = arg;
     (void)worker;
-    const size_t row_bytes = blocks_of(job->n_cols) * nib_row_block_bytes(job->way.route);
+    const size_t block_bytes = nib_row_block_bytes(job->way.route);
+    const size_t token_blocks = job->way.by_16 ? 1 : blocks_of(job->n_cols);
     for (size_t t = begin; t < end; t++)
         job->kernels->pack->row(job->way.route, job->way.rounding, job->x + t * job->n_cols, job->n_cols,
-                                (char *)job->packed + t * row_bytes);
+                                job->way.by_16 ? job->n_tokens : 1,
+                                (char *)job->packed + t * token_blocks * block_bytes);
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */

@@ -61,7 +61,8 @@ typedef struct nib_panel {
 
 enum {
     NIB_DOT_TOKENS = 5, /* products of more never go row by row */
-    NIB_FEW_TOKENS = 8, /* nor of more by 16 rows without panels */
+    NIB_FEW_TOKENS = 8, /* `few` takes so many at once */
+    NIB_FEW_MOST = 16,  /* products of more never go by 16 rows without panels */
 };
 
 /* Rows are cut into blocks of 256 columns; where the last one begins. If columns are left, it is the last 256 of all, of

@@ -137,7 +137,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
 #define SHAPE \
     { .group = 32, .min_group = 32 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
+NIB_FEW(few, 2, 16, cut_rows, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

@@ -73,7 +73,7 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
 #define SHAPE \
     { .group = 256, .centre = 1 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
+NIB_FEW(few, 2, 16, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;

@@ -78,7 +78,7 @@ static size_t blocks_of(size_t n_cols) {
 /* The float layout is the largest, for tiles and for few rows. */
 static size_t packed_bytes(uint32_t n_cols, uint32_t n_tokens) {
     const size_t tiles = nib_tiles_of(n_tokens) * nib_tile_bytes(NULL, NIB_ROUTE_F32);
-    const size_t rows = (n_tokens < NIB_FEW_TOKENS ? n_tokens : NIB_FEW_TOKENS) * sizeof(nib_int_row);
+    const size_t rows = (n_tokens < NIB_FEW_MOST ? n_tokens : NIB_FEW_MOST) * sizeof(nib_int_row);
     return blocks_of(n_cols) * (tiles > rows ? tiles : rows);
 }
 

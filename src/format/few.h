@@ -12,7 +12,7 @@
 
 #define FEW_INLINE static inline __attribute__((always_inline, unused))
 
-enum { FEW_AHEAD = 8 }; /* words */
+enum { FEW_AHEAD = 8 }; /* words turned before any products */
 
 /* Where `cut_rows` puts what it finds. */
 typedef struct panel_sink {
@@ -20,12 +20,11 @@ typedef struct panel_sink {
     nib_panel_shape shape;
     bool per_32; /* activations have a scale per 32 columns */
     size_t n_tokens;
-    const nib_int_row *row;
-    const char *ahead; /* what memory is asked for meanwhile, a step with every vector of codes */
+    const nib_int_row *row; /* one for every token */
+    const char *ahead;      /* what memory is asked for meanwhile, a step with every vector of codes */
     size_t ahead_step;
-    const uint8_t *src; /* n_words of every row are turned a step with every vector of codes or so */
+    const uint8_t *src; /* rows whose words are turned meanwhile */
     size_t src_stride;
-    unsigned n_words;
     vi dot[2][NIB_FEW_TOKENS], whole[NIB_FEW_TOKENS];
     vf total[NIB_FEW_TOKENS];
 } panel_sink;
@@ -56,7 +55,9 @@ FEW_INLINE void open_group(panel_sink *sink, unsigned group, unsigned slot) {
     }
 }
 
-/* So many words have been turned before codes k: turned in a row they would hold the products up. */
+/* Words are turned between the products, which would have to wait if they were turned in a row: the processor looks no
+ * further ahead than one group. A step for every word, and before the k-th vector of codes is cut there have been so many;
+ * formats cut codes at an even pace. */
 FEW_INLINE unsigned words_before(unsigned n_words, unsigned k) {
     const unsigned n = FEW_AHEAD + (k * n_words + 63) / 64;
     return n < n_words ? n : n_words;
@@ -64,17 +65,15 @@ FEW_INLINE unsigned words_before(unsigned n_words, unsigned k) {
 FEW_INLINE void turn_word(const panel_sink *sink, vi *word, unsigned i) {
     turn_step(word + i / 4 * 4, sink->src + i / 4 * 16, sink->src_stride, i % 4);
 }
-/* Before codes k are given. */
+/* Before the k-th vector of codes is cut. */
 FEW_INLINE void turn_on(const panel_sink *sink, vi *word, unsigned n_words, unsigned k) {
     const unsigned from = words_before(n_words, k), n = words_before(n_words, k + 1) - from;
     if (n > 0) turn_word(sink, word, from);
     if (n > 1) turn_word(sink, word, from + 1);
 }
-/* Codes are cut, in their order, from n words (a multiple of 4) of every row. */
-FEW_INLINE void begin_words(panel_sink *sink, vi *word, const void *src, size_t stride, unsigned n) {
+FEW_INLINE void begin_words(panel_sink *sink, vi *word, const void *src, size_t stride) {
     sink->src = src;
     sink->src_stride = stride;
-    sink->n_words = n;
     PANEL_UNROLL for (unsigned i = 0; i < FEW_AHEAD; i++) turn_word(sink, word, i);
 }
 
@@ -207,7 +206,6 @@ FEW_INLINE void few_columns(panel_cut_fn *cut_rows, nib_panel_shape shape, bool 
         sink.panel = out;                                                                                          \
         sink.shape = (nib_panel_shape)__VA_ARGS__;                                                                 \
         sink.n_tokens = 0;                                                                                         \
-        sink.n_words = 0;                                                                                          \
         cut_rows(&sink, src, stride);                                                                              \
     }
 

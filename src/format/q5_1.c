@@ -126,7 +126,7 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[48];
-    begin_words(sink, word, src, stride, 48);
+    begin_words(sink, word, src, stride);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
         vf_store(sink->panel->scale[b], half_at(word, at));

@@ -272,17 +272,24 @@ static inline __m256i vi_two_rows(const char *p, size_t stride) {
 static inline vi vi_four_rows(const char *p, size_t stride) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(vi_two_rows(p, stride)), vi_two_rows(p + 8 * stride, stride), 1);
 }
-/* 16 bytes of 16 rows: lane r of out[j] is word j of row r. */
-static inline void vi_turn(vi out[4], const void *src, size_t stride) {
-    const char *p = src;
-    const vi a = vi_four_rows(p, stride), b = vi_four_rows(p + stride, stride),
-             c = vi_four_rows(p + 2 * stride, stride), d = vi_four_rows(p + 3 * stride, stride);
-    const vi ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
-    const vi ab2 = _mm512_unpackhi_epi32(a, b), cd2 = _mm512_unpackhi_epi32(c, d);
+/* 16 bytes of 16 rows: lane r of out[j] is word j of row r. Step 0 .. 3 of four, which stay where they are in the program. */
+static inline __attribute__((always_inline)) void vi_turn_step(vi out[4], const void *src, size_t stride,
+                                                               unsigned step) {
+    out[step] = vi_four_rows((const char *)src + step * stride, stride);
+    __asm__("" : "+v"(out[step]));
+    if (step % 2 == 0) return;
+    const vi even = out[step - 1], odd = out[step];
+    out[step - 1] = _mm512_unpacklo_epi32(even, odd);
+    out[step] = _mm512_unpackhi_epi32(even, odd);
+    if (step == 1) return;
+    const vi ab = out[0], ab2 = out[1], cd = out[2], cd2 = out[3];
     out[0] = _mm512_unpacklo_epi64(ab, cd);
     out[1] = _mm512_unpackhi_epi64(ab, cd);
     out[2] = _mm512_unpacklo_epi64(ab2, cd2);
     out[3] = _mm512_unpackhi_epi64(ab2, cd2);
+}
+static inline void vi_turn(vi out[4], const void *src, size_t stride) {
+    for (unsigned step = 0; step < 4; step++) vi_turn_step(out, src, stride, step);
 }
 /* Lane i gets table[(16 * part + i) / n_lanes]: scales of groups, spread over the lanes of the group's dot products. */
 static inline vf vf_spread(const float *table, int part, int n_lanes) {

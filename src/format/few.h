@@ -12,15 +12,19 @@
 
 #define FEW_INLINE static inline __attribute__((always_inline, unused))
 
+enum { FEW_AHEAD = 8 }; /* words turned before any products */
+
 /* Where `cut_rows` puts what it finds. */
 typedef struct panel_sink {
     nib_panel *panel; /* scales and minimums, and, if n_tokens is 0, codes */
     nib_panel_shape shape;
     bool per_32; /* activations have a scale per 32 columns */
-    size_t n_tokens, stride;
-    const nib_int_row *row; /* token t: row[t * stride] */
+    size_t n_tokens;
+    const nib_int_row *row; /* one for every token */
     const char *ahead;      /* what memory is asked for meanwhile, a step with every vector of codes */
     size_t ahead_step;
+    const uint8_t *src; /* rows whose words are turned meanwhile */
+    size_t src_stride;
     vi dot[2][NIB_FEW_TOKENS], whole[NIB_FEW_TOKENS];
     vf total[NIB_FEW_TOKENS];
 } panel_sink;
@@ -41,7 +45,7 @@ FEW_INLINE vi few_dot(vi sum, vi codes, const int8_t *activation) {
 FEW_INLINE void open_group(panel_sink *sink, unsigned group, unsigned slot) {
     const nib_panel_shape shape = sink->shape;
     EACH_TOKEN {
-        const nib_int_row *row = sink->row + t * sink->stride;
+        const nib_int_row *row = sink->row + t;
         sink->dot[slot][t] = vi_splat(0);
         if (!shape.centre) continue;
         const int32_t *minus_sum = shape.group == 16   ? row->minus_sum16 + group
@@ -51,6 +55,28 @@ FEW_INLINE void open_group(panel_sink *sink, unsigned group, unsigned slot) {
     }
 }
 
+/* Words are turned between the products, which would have to wait if they were turned in a row: the processor looks no
+ * further ahead than one group. A step for every word, and before the k-th vector of codes is cut there have been so many;
+ * formats cut codes at an even pace. */
+FEW_INLINE unsigned words_before(unsigned n_words, unsigned k) {
+    const unsigned n = FEW_AHEAD + (k * n_words + 63) / 64;
+    return n < n_words ? n : n_words;
+}
+FEW_INLINE void turn_word(const panel_sink *sink, vi *word, unsigned i) {
+    turn_step(word + i / 4 * 4, sink->src + i / 4 * 16, sink->src_stride, i % 4);
+}
+/* Before the k-th vector of codes is cut. */
+FEW_INLINE void turn_on(const panel_sink *sink, vi *word, unsigned n_words, unsigned k) {
+    const unsigned from = words_before(n_words, k), n = words_before(n_words, k + 1) - from;
+    if (n > 0) turn_word(sink, word, from);
+    if (n > 1) turn_word(sink, word, from + 1);
+}
+FEW_INLINE void begin_words(panel_sink *sink, vi *word, const void *src, size_t stride) {
+    sink->src = src;
+    sink->src_stride = stride;
+    PANEL_UNROLL for (unsigned i = 0; i < FEW_AHEAD; i++) turn_word(sink, word, i);
+}
+
 /* Columns 4 k .. 4 k + 3, of the group in this slot. */
 FEW_INLINE void give_codes(panel_sink *sink, unsigned k, unsigned slot, vi codes) {
     if (!sink->n_tokens) {
@@ -58,8 +84,7 @@ FEW_INLINE void give_codes(panel_sink *sink, unsigned k, unsigned slot, vi codes
         return;
     }
     __builtin_prefetch(sink->ahead + k * sink->ahead_step, 0, 2);
-    EACH_TOKEN sink->dot[slot][t] =
-        few_dot(sink->dot[slot][t], codes, sink->row[t * sink->stride].code + 4 * (size_t)k);
+    EACH_TOKEN sink->dot[slot][t] = few_dot(sink->dot[slot][t], codes, sink->row[t].code + 4 * (size_t)k);
 }
 
 /* Its scale must be in the panel by now. */
@@ -75,24 +100,25 @@ FEW_INLINE void close_group(panel_sink *sink, unsigned group, unsigned slot) {
     }
     const vf scale = vf_load(sink->panel->scale[group]);
     EACH_TOKEN {
-        const float activation = sink->row[t * sink->stride].scale[group * sink->shape.group / 32];
+        const float activation = sink->row[t].scale[group * sink->shape.group / 32];
         const vf factor = sink->per_32 ? vf_mul(scale, vf_splat(activation)) : scale;
         sink->total[t] = vf_fma(vi_to_f(sink->dot[slot][t]), factor, sink->total[t]);
         NIB_PIN(sink->total[t]);
     }
 }
 
-/* Sixteen bytes of nibbles (from `byte` on) are a group's 32 codes: low halves the first 16, high halves the others. */
-FEW_INLINE void give_nibbles_32(panel_sink *sink, unsigned group, const vi *word, unsigned byte) {
+/* Sixteen bytes of nibbles (from `byte` on) are a group's 32 codes: low halves the first 16, high halves the others. The words
+ * that follow are turned meanwhile. */
+FEW_INLINE void give_nibbles_32(panel_sink *sink, unsigned group, vi *word, unsigned n_words, unsigned byte) {
     open_group(sink, group, 0);
-    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
-        const vi both = word_at(word, byte + 4 * j);
-        give_codes(sink, 8 * group + j, 0, cut_bytes(both, 0, 15));
-        give_codes(sink, 8 * group + 4 + j, 0, cut_bytes(both, 4, 15));
+    PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
+        turn_on(sink, word, n_words, 8 * group + j);
+        give_codes(sink, 8 * group + j % 2 * 4 + j / 2, 0,
+                   cut_bytes(word_at(word, byte + 4 * (j / 2)), j % 2 ? 4 : 0, 15));
     }
     close_group(sink, group, 0);
 }
-/* The same through a table of 16 bytes. */
+/* The same through a table of 16 bytes, of words that have been turned. */
 FEW_INLINE void give_looked_up_32(panel_sink *sink, unsigned group, const vi *word, unsigned byte, const void *table) {
     open_group(sink, group, 0);
     PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
@@ -102,10 +128,12 @@ FEW_INLINE void give_looked_up_32(panel_sink *sink, unsigned group, const vi *wo
     }
     close_group(sink, group, 0);
 }
-/* The same with fifth bits: bit i of `high` belongs to code i. */
-FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned group, const vi *word, unsigned byte, vi high) {
+/* Nibbles with fifth bits: bit i of `high` belongs to code i. */
+FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned group, vi *word, unsigned n_words, unsigned byte,
+                                  vi high) {
     open_group(sink, group, 0);
     PANEL_UNROLL for (unsigned j = 0; j < 8; j++) {
+        turn_on(sink, word, n_words, 8 * group + j);
         const vi four = cut_bytes(word_at(word, byte + 4 * (j % 4)), j < 4 ? 0 : 4, 15);
         give_codes(sink, 8 * group + j, 0, vi_or(four, fifth_bits_at(high, j)));
     }
@@ -116,7 +144,7 @@ FEW_INLINE void give_five_bits_32(panel_sink *sink, unsigned group, const vi *wo
 FEW_INLINE void few_float_minimums(panel_sink *sink) {
     for (size_t g = 0; g < NIB_PANEL_K / 32; g++) {
         const vf minus_min = vf_load(sink->panel->minus_min[g]);
-        EACH_TOKEN sink->total[t] = vf_fma(minus_min, vf_splat(sink->row[t * sink->stride].sum32[g]), sink->total[t]);
+        EACH_TOKEN sink->total[t] = vf_fma(minus_min, vf_splat(sink->row[t].sum32[g]), sink->total[t]);
     }
 }
 FEW_INLINE void few_minimums(panel_sink *sink) {
@@ -126,7 +154,7 @@ FEW_INLINE void few_minimums(panel_sink *sink) {
     for (size_t i = 0; i < (by_16 ? 8 : 4); i++) {
         const vi of_rows = vi_load(sink->panel->min[i]);
         EACH_TOKEN {
-            const nib_int_row *row = sink->row + t * sink->stride;
+            const nib_int_row *row = sink->row + t;
             const int16_t *pair = by_16 ? row->whole16 + 2 * i : row->whole32 + NIB_PANEL_K / 32 + 2 * i;
             min[t] = vi_dp2(min[t], of_rows, vi_splat_4(pair));
         }
@@ -145,7 +173,6 @@ FEW_INLINE void few_columns(panel_cut_fn *cut_rows, nib_panel_shape shape, bool 
                        .shape = shape,
                        .per_32 = per_32,
                        .n_tokens = n_tokens,
-                       .stride = task->row_stride,
                        .row = task->row,
                        .ahead = task->ahead,
                        .ahead_step = task->ahead_step},
@@ -166,7 +193,7 @@ FEW_INLINE void few_columns(panel_cut_fn *cut_rows, nib_panel_shape shape, bool 
     else if (shape.min_group)
         few_minimums(sink);
     EACH_TOKEN {
-        const vf before = vf_load(task->sums[t]), factor = vf_splat(sink->row[t * sink->stride].scale[0]);
+        const vf before = vf_load(task->sums[t]), factor = vf_splat(sink->row[t].scale[0]);
         vf_store(task->sums[t], per_32 ? vf_add(sink->total[t], before) : vf_fma(sink->total[t], factor, before));
     }
 }

@@ -61,7 +61,8 @@ typedef struct nib_panel {
 
 enum {
     NIB_DOT_TOKENS = 5, /* products of more never go row by row */
-    NIB_FEW_TOKENS = 8, /* nor of more by 16 rows without panels */
+    NIB_FEW_TOKENS = 8, /* `few` takes so many at once */
+    NIB_FEW_MOST = 16,  /* products of more never go by 16 rows without panels */
 };
 
 /* Rows are cut into blocks of 256 columns; where the last one begins. If columns are left, it is the last 256 of all, of
@@ -108,8 +109,7 @@ typedef struct nib_dot_task {
 typedef struct nib_few_task {
     const void *src; /* row r of weights: src + r * stride */
     size_t stride;
-    const nib_int_row *row; /* token t: row[t * row_stride] */
-    size_t row_stride;
+    const nib_int_row *row; /* one for every token */
     const char
         *ahead; /* memory is asked for 64 steps of so many bytes meanwhile: in a row they would hold the products up */
     size_t ahead_step;

@@ -32,6 +32,15 @@ static inline void read_words(vi *word, const void *src, size_t stride, unsigned
     PANEL_UNROLL for (unsigned i = 0; i < n_words; i += 4) vi_turn(word + i, (const uint8_t *)src + 4 * i, stride);
 }
 
+/* vi_turn in four steps, where the processor can turn some rows while it multiplies others. */
+static inline __attribute__((always_inline)) void turn_step(vi word[4], const void *src, size_t stride, unsigned step) {
+#if defined(NIB_VEC_512)
+    vi_turn_step(word, src, stride, step);
+#else
+    if (step == 3) vi_turn(word, src, stride);
+#endif
+}
+
 /* Bit 4 j + i of lanes becomes bit 4 of byte i, a code's fifth. */
 static inline vi fifth_bits_at(vi bits, unsigned j) {
     const vi eight = vi_shr(bits, (int)(j / 2 * 8));

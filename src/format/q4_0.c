@@ -106,17 +106,17 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[36];
-    read_words(word, src, stride, 36);
+    begin_words(sink, word, src, stride);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
         vf_store(sink->panel->scale[b], half_at(word, at));
-        give_nibbles_32(sink, b, word, at + 2);
+        give_nibbles_32(sink, b, word, 36, at + 2);
     }
 }
 #define SHAPE \
     { .group = 32, .centre = 8 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
+NIB_FEW(few, 2, 16, cut_rows, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

@@ -125,20 +125,19 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 }
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
-    enum { WORDS = sizeof(block) / 4 };
-    vi word[8 * WORDS];
-    read_words(word, src, stride, 8 * WORDS);
+    vi word[40];
+    begin_words(sink, word, src, stride);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
-        const vi *its = word + b * WORDS;
-        vf_store(sink->panel->scale[b], half_at(its, 0));
-        vf_store(sink->panel->minus_min[b], half_at(its, 2));
-        give_nibbles_32(sink, b, its, 4);
+        const unsigned at = b * sizeof(block);
+        vf_store(sink->panel->scale[b], half_at(word, at));
+        vf_store(sink->panel->minus_min[b], half_at(word, at + 2));
+        give_nibbles_32(sink, b, word, 40, at + 4);
     }
 }
 #define SHAPE \
     { .group = 32, .min_group = 32 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 2, 8, cut_rows, true, SHAPE)
+NIB_FEW(few, 2, 16, cut_rows, true, SHAPE)
 
 /* Eight blocks. */
 DOT_INLINE void read_scales_256(dot_scales *s, const void *src) {

@@ -84,17 +84,25 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
-    vi word[4];
+    vi word[8], next[8];
     vi_turn(word, &in->head, stride);
     turn_sub32(sink->panel, word);
+    read_words(word, in->q, stride, 8);
     for (unsigned b = 0; b < SUB32_N; b += 2) {
-        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) open_group(sink, b + i, i);
+        const uint8_t *after = in->q + (16 * b + 32) % sizeof in->q; /* turned meanwhile, the last time in vain */
+        open_group(sink, b, 0);
         PANEL_UNROLL for (unsigned i = 0; i < 8; i++) {
-            if (i % 4 == 0) vi_turn(word, in->q + 16 * b + 4 * i, stride);
-            give_codes(sink, 8 * b + i, 0, cut_bytes(word[i % 4], 0, 15));
-            give_codes(sink, 8 * b + 8 + i, 1, cut_bytes(word[i % 4], 4, 15));
+            if (i % 2) turn_step(next, after, stride, i / 2);
+            give_codes(sink, 8 * b + i, 0, cut_bytes(word[i], 0, 15));
         }
-        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) close_group(sink, b + i, i);
+        close_group(sink, b, 0);
+        open_group(sink, b + 1, 0);
+        PANEL_UNROLL for (unsigned i = 0; i < 8; i++) {
+            if (i >= 4) turn_step(next + 4, after + 16, stride, i % 4);
+            give_codes(sink, 8 * b + 8 + i, 0, cut_bytes(word[i], 4, 15));
+        }
+        close_group(sink, b + 1, 0);
+        PANEL_UNROLL for (unsigned i = 0; i < 8; i++) word[i] = next[i];
     }
 }
 #define SHAPE \

@@ -109,11 +109,11 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[44];
-    read_words(word, src, stride, 44);
+    begin_words(sink, word, src, stride);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
         vf_store(sink->panel->scale[b], half_at(word, at));
-        give_five_bits_32(sink, b, word, at + 6, word_at(word, at + 2));
+        give_five_bits_32(sink, b, word, 44, at + 6, word_at(word, at + 2));
     }
 }
 #define SHAPE \

@@ -90,19 +90,28 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     const block *in = src;
-    vi word[4], high[8];
+    vi word[8], next[8], high[8];
     vi_turn(word, &in->head, stride);
     turn_sub32(sink->panel, word);
     read_words(high, in->high, stride, 8);
+    read_words(word, in->q, stride, 8);
     for (unsigned b = 0; b < SUB32_N; b += 2) {
-        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) open_group(sink, b + i, i);
+        const uint8_t *after = in->q + (16 * b + 32) % sizeof in->q; /* turned meanwhile, the last time in vain */
+        open_group(sink, b, 0);
         PANEL_UNROLL for (unsigned i = 0; i < 8; i++) {
-            if (i % 4 == 0) vi_turn(word, in->q + 16 * b + 4 * i, stride);
-            const vi fifth = vi_shr(high[i], (int)b);
-            give_codes(sink, 8 * b + i, 0, vi_or(cut_bytes(word[i % 4], 0, 15), vi_shl(cut_bytes(fifth, 0, 1), 4)));
-            give_codes(sink, 8 * b + 8 + i, 1, vi_or(cut_bytes(word[i % 4], 4, 15), vi_shl(cut_bytes(fifth, 1, 1), 4)));
+            if (i % 2) turn_step(next, after, stride, i / 2);
+            const vi fifth = cut_bytes(vi_shr(high[i], (int)b), 0, 1);
+            give_codes(sink, 8 * b + i, 0, vi_or(cut_bytes(word[i], 0, 15), vi_shl(fifth, 4)));
         }
-        PANEL_UNROLL for (unsigned i = 0; i < 2; i++) close_group(sink, b + i, i);
+        close_group(sink, b, 0);
+        open_group(sink, b + 1, 0);
+        PANEL_UNROLL for (unsigned i = 0; i < 8; i++) {
+            if (i >= 4) turn_step(next + 4, after + 16, stride, i % 4);
+            const vi fifth = cut_bytes(vi_shr(high[i], (int)b + 1), 0, 1);
+            give_codes(sink, 8 * b + 8 + i, 0, vi_or(cut_bytes(word[i], 4, 15), vi_shl(fifth, 4)));
+        }
+        close_group(sink, b + 1, 0);
+        PANEL_UNROLL for (unsigned i = 0; i < 8; i++) word[i] = next[i];
     }
 }
 #define SHAPE \

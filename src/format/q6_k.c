@@ -153,24 +153,28 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi_turn(tail, in->scale + 2, stride); /* d is the last half */
     PANEL_UNROLL for (unsigned i = 0; i < N_SUB / 2; i++) vi_store(sink->panel->whole[i], signed_pair_at(scale, i));
     vf_store(sink->panel->d, half_at(tail, 14));
-    for (unsigned half = 0; half < 2; half++) PANEL_UNROLL for (unsigned i = 0; i < 2; i++) {
-            /* columns 128 half + 16 i .. + 15, and those 32, 64 and 96 further */
-            vi high[4], low[2][4];
-            vi_turn(high, in->high + 32 * half + 16 * i, stride);
-            vi_turn(low[0], in->low + 64 * half + 16 * i, stride);
-            vi_turn(low[1], in->low + 64 * half + 16 * i + 32, stride);
-            PANEL_UNROLL for (unsigned part = 0; part < 4; part++) {
-                open_group(sink, 8 * half + i + 2 * part, 0);
-                PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
-                    const vi two =
-                        part < 2 ? vi_shl(high[j], (int)(4 - 2 * part)) : vi_shr(high[j], (int)(2 * part - 4));
-                    give_codes(
-                        sink, 32 * half + 4 * i + 8 * part + j, 0,
-                        vi_or(cut_bytes(low[part % 2][j], part < 2 ? 0 : 4, 15), vi_and(two, vi_splat(0x30303030))));
-                }
-                close_group(sink, 8 * half + i + 2 * part, 0);
-            }
+    vi high[4], low[2][4], next[2][4];
+    vi_turn(high, in->high, stride);
+    vi_turn(low[0], in->low, stride);
+    PANEL_UNROLL for (unsigned i = 0; i < 4; i++) {
+        /* columns 128 (i / 2) + 16 (i % 2) .. + 15, and those 64, 32 and 96 further; what is cut next is turned meanwhile */
+        const uint8_t *its = in->low + i / 2 * 64 + i % 2 * 16;
+        PANEL_UNROLL for (unsigned k = 0; k < 16; k++) {
+            const unsigned part = k / 4 % 2 * 2 + k / 8, j = k % 4, group = 8 * (i / 2) + i % 2 + 2 * part;
+            if (k < 8 && k % 2) turn_step(low[1], its + 32, stride, k / 2);
+            if (i < 3 && k >= 8 && k < 12) turn_step(next[0], i == 1 ? in->low + 64 : its + 16, stride, j);
+            if (i < 3 && k >= 12) turn_step(next[1], in->high + 16 * i + 16, stride, j);
+            const vi four = cut_bytes(low[part % 2][j], part < 2 ? 0 : 4, 15);
+            const vi two = part < 2 ? vi_shl(high[j], (int)(4 - 2 * part)) : vi_shr(high[j], (int)(2 * part - 4));
+            if (j == 0) open_group(sink, group, 0);
+            give_codes(sink, 4 * group + j, 0, vi_or(four, vi_and(two, vi_splat(0x30303030))));
+            if (j == 3) close_group(sink, group, 0);
         }
+        if (i < 3) PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+                low[0][j] = next[0][j];
+                high[j] = next[1][j];
+            }
+    }
 }
 #define SHAPE \
     { .group = 16, .centre = 32, .whole = 32 }

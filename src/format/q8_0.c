@@ -64,13 +64,16 @@ static void unpack(const nib_format *format, nib_codes *restrict out, const void
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi word[68];
-    read_words(word, src, stride, 68);
+    begin_words(sink, word, src, stride);
     PANEL_UNROLL for (unsigned b = 0; b < NIB_PANEL_K / BLOCK; b++) {
         const unsigned at = b * sizeof(block);
         vf_store(sink->panel->scale[b], half_at(word, at));
         open_group(sink, b, 0);
-        PANEL_UNROLL for (unsigned j = 0; j < BLOCK / 4; j++) give_codes(
-            sink, b * BLOCK / 4 + j, 0, vi_xor(word_at(word, at + 2 + 4 * j), vi_splat((int32_t)0x80808080)));
+        PANEL_UNROLL for (unsigned j = 0; j < BLOCK / 4; j++) {
+            const unsigned k = b * BLOCK / 4 + j;
+            turn_on(sink, word, 68, k);
+            give_codes(sink, k, 0, vi_xor(word_at(word, at + 2 + 4 * j), vi_splat((int32_t)0x80808080)));
+        }
         close_group(sink, b, 0);
     }
 }

@@ -62,18 +62,21 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vi tail[4];
     vi_turn(tail, in->d - 14, stride);
     vf_store(sink->panel->scale[0], half_at(tail, 14));
+    vi codes[4], next[4];
+    vi_turn(codes, in->q, stride);
     PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
         const unsigned first = i / 2 * 32 + i % 2 * 4;
-        vi codes[4];
-        vi_turn(codes, in->q + 16 * i, stride);
-        PANEL_UNROLL for (unsigned part = 0; part < 4; part++) PANEL_UNROLL for (unsigned j = 0; j < 4; j++)
+        PANEL_UNROLL for (unsigned part = 0; part < 4; part++) PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {
+            if (i < 3 && part == j) turn_step(next, in->q + 16 * (i + 1), stride, j);
             give_codes(sink, first + 8 * part + j, 0, cut_bytes(codes[j], (int)(2 * part), 3));
+        }
+        if (i < 3) PANEL_UNROLL for (unsigned j = 0; j < 4; j++) codes[j] = next[j];
     }
 }
 #define SHAPE \
     { .group = 256, .centre = 1 }
 NIB_TURN(turn, cut_rows, SHAPE)
-NIB_FEW(few, 2, 8, cut_rows, false, SHAPE)
+NIB_FEW(few, 2, 16, cut_rows, false, SHAPE)
 
 DOT_INLINE void read_256(dot_whole *w, const void *src) {
     const block *in = src;

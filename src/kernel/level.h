@@ -119,8 +119,9 @@ typedef struct nib_pack_kernels {
      * nib_int_tile for integers, float[256][6], or bf16 pairs uint32_t[128][6]. */
     void (*tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
                  size_t tile, void *tiles);
-    /* Packs one token for rows: nib_int_row[blocks of 256], or floats or bf16 padded with zeros to a multiple of 256. */
-    void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row);
+    /* Packs one token for rows: nib_int_row[blocks of 256], or floats or bf16 padded with zeros to a multiple of 256.
+     * step: from one nib_int_row to the next, in such rows */
+    void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, size_t step, void *row);
 } nib_pack_kernels;
 
 typedef struct nib_gemm_kernels {

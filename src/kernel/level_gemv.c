@@ -147,24 +147,29 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
     }
 }
 
-/* 16 or 32 rows by all tokens, as many as `few` takes. Meanwhile the rows that follow are fetched in one stream: those at hand
- * are too many for the processor to follow. */
+/* 16 or 32 rows by all tokens. More than `few` takes at once go in equal shares while the first cache has the columns.
+ * Meanwhile the rows that follow are fetched in one stream: those at hand are too many for the processor to follow. */
 static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halves) {
     const size_t n_tokens = task->n_tokens, n_blocks = task->n_cols / K, bytes = task->row_bytes / n_blocks;
+    const size_t n_shares = (n_tokens + NIB_FEW_TOKENS - 1) / NIB_FEW_TOKENS, ahead = 16 * bytes / n_shares;
+    const size_t step = ahead < 64 * (K / 4) ? (ahead + K / 4 - 1) / (K / 4) : 64; /* so that no line is left out */
     const char *weights = (const char *)task->weights + first * task->row_bytes;
-    _Alignas(64) float sums[2][NIB_FEW_TOKENS][16] = {0};
+    _Alignas(64) float sums[2][NIB_FEW_MOST][16];
+    memset(sums, 0, n_halves * sizeof *sums);
     for (size_t b = 0; b < n_blocks; b++)
-        for (size_t h = 0; h < n_halves; h++) {
+        for (size_t i = 0; i < n_halves * n_shares; i++) {
+            const size_t h = i / n_shares, share = i % n_shares;
+            const size_t begin = share * n_tokens / n_shares, end = (share + 1) * n_tokens / n_shares;
             const nib_few_task few = {
                 .src = weights + 16 * h * task->row_bytes + b * bytes,
                 .stride = task->row_bytes,
-                .row = (const nib_int_row *)task->tiles + b,
-                .row_stride = n_blocks,
-                .ahead = weights + 16 * (n_halves + h) * task->row_bytes + 16 * b * bytes,
-                .ahead_step = 16 * bytes / (K / 4),
-                .sums = sums[h],
+                .row = (const nib_int_row *)task->tiles + b * n_tokens + begin,
+                .ahead = weights + 16 * (n_halves + h) * task->row_bytes + 16 * b * bytes + share * ahead,
+                .ahead_step = step,
+                .sums = sums[h] + begin,
             };
-            task->format->few->products[n_tokens - 1](&few);
+            for (size_t at = 64 * (K / 4); at < ahead; at += 64) __builtin_prefetch(few.ahead + at, 0, 2);
+            task->format->few->products[end - begin - 1](&few);
         }
     for (size_t h = 0; h < n_halves; h++)
         for (size_t t = 0; t < n_tokens; t++) {

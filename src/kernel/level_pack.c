@@ -199,7 +199,8 @@ static void pair_blocks(nib_int_row *first, const nib_int_row *second) {
 }
 #endif
 
-static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, void *row) {
+static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, size_t step,
+                     void *row) {
     _Alignas(64) float copy[K];
     for (size_t k = 0; k < n_cols; k += K) {
         if (route == NIB_ROUTE_F32) {
@@ -211,7 +212,7 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
             for (size_t i = 0; i < K; i++) ((uint16_t *)row)[k + i] = nib_f32_to_bf16(block[i]);
             continue;
         }
-        nib_int_row *out = (nib_int_row *)row + k / K;
+        nib_int_row *out = (nib_int_row *)row + k / K * step;
         int32_t sum[K / 16];
         const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;
         quantize_block(route, find_block(NIB_ACT_F32, x, begin, n_cols, copy), out->code, out->scale, sum);
@@ -223,7 +224,8 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         finish_row(out, sum);
 #if defined(__AVX512VBMI__)
         const bool is_second = k / K % 2;
-        if (route == NIB_ROUTE_INT_256 && (is_second || k + K >= n_cols))
+        if (step == 1 && route == NIB_ROUTE_INT_256 &&
+            (is_second || k + K >= n_cols)) /* others are not read row by row */
             pair_blocks(out - is_second, is_second ? out : NULL);
 #endif
     }

@@ -78,7 +78,7 @@ static size_t blocks_of(size_t n_cols) {
 /* The float layout is the largest, for tiles and for few rows. */
 static size_t packed_bytes(uint32_t n_cols, uint32_t n_tokens) {
     const size_t tiles = nib_tiles_of(n_tokens) * nib_tile_bytes(NULL, NIB_ROUTE_F32);
-    const size_t rows = (n_tokens < NIB_FEW_TOKENS ? n_tokens : NIB_FEW_TOKENS) * sizeof(nib_int_row);
+    const size_t rows = (n_tokens < NIB_FEW_MOST ? n_tokens : NIB_FEW_MOST) * sizeof(nib_int_row);
     return blocks_of(n_cols) * (tiles > rows ? tiles : rows);
 }
 
@@ -180,10 +180,12 @@ static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
 static void pack_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     const linear_job *job = arg;
     (void)worker;
-    const size_t row_bytes = blocks_of(job->n_cols) * nib_row_block_bytes(job->way.route);
+    const size_t block_bytes = nib_row_block_bytes(job->way.route);
+    const size_t token_blocks = job->way.by_16 ? 1 : blocks_of(job->n_cols);
     for (size_t t = begin; t < end; t++)
         job->kernels->pack->row(job->way.route, job->way.rounding, job->x + t * job->n_cols, job->n_cols,
-                                (char *)job->packed + t * row_bytes);
+                                job->way.by_16 ? job->n_tokens : 1,
+                                (char *)job->packed + t * token_blocks * block_bytes);
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */

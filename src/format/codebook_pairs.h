@@ -197,6 +197,14 @@ DOT_INLINE void dot_rows_pairs(const nib_dot_task *task, size_t n_tokens, pair_l
         dot_store(task, &rows, r, n_tokens, total);
     }
 }
+/* The `dot` of a format, from load_tables, begin, look_up and scales. */
+#define NIB_PAIRS_DOT(codes, order, factor)                                                                    \
+    static void dot(const nib_format *format, const nib_dot_task *task) {                                      \
+        (void)format;                                                                                          \
+        NIB_DOT_EACH(                                                                                          \
+            task, n,                                                                                           \
+            dot_rows_pairs(task, n, load_tables, begin, look_up, codes, scales, sizeof(block), order, factor)) \
+    }
 #endif
 
 #endif

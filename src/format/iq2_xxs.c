@@ -150,14 +150,7 @@ DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, 
 DOT_INLINE vf scales(vi rest, const void *a, const void *b) {
     return vf_mul(plus_one(_mm512_srli_epi32(rest, 27)), d_of_pair(((const block *)a)->d, ((const block *)b)->d));
 }
-
-static void dot(const nib_format *format, const nib_dot_task *task) {
-    static const int order[4] = {0, 1, 2, 3};
-    (void)format;
-    NIB_DOT_EACH(
-        task, n,
-        dot_rows_pairs(task, n, load_tables, begin, look_up, codes_of_four, scales, sizeof(block), order, 0.125f))
-}
+NIB_PAIRS_DOT(codes_of_four, FOUR_ORDER, 0.125f)
 NIB_BOOK_UNPACK(NIB_CODEBOOK_PAIRS_256, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {

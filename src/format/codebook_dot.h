@@ -17,16 +17,13 @@
 static const _Alignas(64) uint8_t EVEN_SIGNS[128] = {SIGNS_16(0),  SIGNS_16(16), SIGNS_16(32), SIGNS_16(48),
                                                      SIGNS_16(64), SIGNS_16(80), SIGNS_16(96), SIGNS_16(112)};
 
-/* Byte i is value where bit i is set, else 0. */
-DOT_INLINE vi vi_of_bits(uint64_t bits, uint8_t value) {
-    return _mm512_maskz_set1_epi8(bits, (char)value);
+/* Bits 0-6 of bytes are seven signs: all eight. */
+DOT_INLINE vi signs_of_seven(vi sevens) {
+    return _mm512_permutex2var_epi8(vi_load(EVEN_SIGNS), sevens, vi_load(EVEN_SIGNS + 64));
 }
-
-/* Bits 0-6 of each byte are seven signs; the masks of all 256. */
+/* The masks of 32 bytes of such signs. */
 DOT_INLINE void signs_of_sevens(uint64_t sign[DOT_PARTS], __m256i sevens) {
-    const vi all =
-        _mm512_permutex2var_epi8(vi_load(EVEN_SIGNS), _mm512_castsi256_si512(sevens), vi_load(EVEN_SIGNS + 64));
-    _mm256_storeu_si256((void *)sign, _mm512_castsi512_si256(all));
+    _mm256_storeu_si256((void *)sign, _mm512_castsi512_si256(signs_of_seven(_mm512_castsi256_si512(sevens))));
 }
 
 /* offset + value becomes offset - value where sign has a bit. */

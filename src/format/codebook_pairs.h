@@ -46,10 +46,6 @@ DOT_INLINE vf d_of_pair(const uint8_t a[2], const uint8_t b[2]) {
 DOT_INLINE vf plus_one(vi twice) {
     return vi_to_f(_mm512_or_si512(twice, kept(vi_splat(1))));
 }
-/* Even numbers of signs from sevens in bits 0 .. 6. */
-DOT_INLINE vi even_signs(vi sevens) {
-    return _mm512_permutex2var_epi8(kept(vi_load(EVEN_SIGNS)), sevens, kept(vi_load(EVEN_SIGNS + 64)));
-}
 /* Bytes 0 .. 63. */
 DOT_INLINE vi each_byte(void) {
     const vi lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);

@@ -96,11 +96,6 @@ DOT_INLINE void iq1_put_d(nib_panel *out, vf d) {
     vf_store(out->minus_d_min, vf_mul(d, vf_splat(-1.125f)));
 }
 
-/* Bits 0-6 of bytes are seven signs: all eight. */
-DOT_INLINE vi signs_of_seven(vi sevens) {
-    return _mm512_permutex2var_epi8(vi_load(EVEN_SIGNS), sevens, vi_load(EVEN_SIGNS + 64));
-}
-
 /* table[index] of 256 bytes in four vectors. */
 DOT_INLINE vi pick_256(const vi table[4], vi index) {
     return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), _mm512_permutex2var_epi8(table[0], index, table[1]),

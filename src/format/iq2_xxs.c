@@ -142,7 +142,7 @@ DOT_INLINE void begin(pair_words *w, const void *a, const void *b) {
     w->index[0] = (vi)_mm512_shuffle_ps(one, other, 0x88);
     w->rest = (vi)_mm512_shuffle_ps(one, other, 0xdd);
     find_halves(w->in_half[0], w->index[0]);
-    w->sign = even_signs(cut(_mm512_set1_epi64(0x352e2720150e0700), w->rest));
+    w->sign = signs_of_seven(cut(_mm512_set1_epi64(0x352e2720150e0700), w->rest));
 }
 DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, int half) {
     put_signs_to_four(level, look_up_256(t->part + 4 * half, w->index[0], w->in_half[0]), w->sign, half);

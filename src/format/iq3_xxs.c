@@ -137,7 +137,7 @@ DOT_INLINE void begin(pair_words *w, const void *a, const void *b) {
         find_halves(w->in_half[odd], w->index[odd]);
     }
     w->rest = of_two_blocks(one->signs, other->signs);
-    w->sign = even_signs(cut(_mm512_set1_epi64(0x352e2720150e0700), w->rest));
+    w->sign = signs_of_seven(cut(_mm512_set1_epi64(0x352e2720150e0700), w->rest));
 }
 DOT_INLINE void look_up(vi level[2], const pair_words *w, const pair_tables *t, int half) {
     look_up_triples(level, w, t, half, 256);

@@ -93,7 +93,7 @@ static nib_route route_of(const linear_job *job, const nib_format *format) {
     if (format->facts.kind == NIB_CLASS_FLOAT) {
         const bool stored_bf16 =
             format->activation == NIB_ACT_BF16 && format->facts.block == 1 && format->facts.bytes == 2;
-        return stored_bf16 && job->kernels->gemm->has_bf16 && job->n_tokens > 1 ? NIB_ROUTE_BF16 : NIB_ROUTE_F32;
+        return stored_bf16 && job->kernels->gemm->has_bf16 ? NIB_ROUTE_BF16 : NIB_ROUTE_F32;
     }
     if (!format->unpack || (format->group != 16 && format->group != 32) || job->n_cols % format->group)
         return NIB_ROUTE_F32;
@@ -129,11 +129,10 @@ static bool is_same_way(way x, way y) {
     return x.route == y.route && x.rounding == y.rounding && x.by_rows == y.by_rows && x.by_16 == y.by_16;
 }
 
-/* The route of many tokens on the deployed path. */
+/* The route on the deployed path. */
 static nib_route usual_route(const nib_format *fast) {
-    const linear_job many = {
-        .kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_tokens = 512, .n_cols = NIB_PANEL_K};
-    return route_of(&many, fast);
+    const linear_job job = {.kernels = kernels_in_use(), .path = NIB_PATH_DEPLOYED, .n_cols = NIB_PANEL_K};
+    return route_of(&job, fast);
 }
 
 nib_multiply nib_multiply_of(const nib_format *format) {

@@ -64,6 +64,8 @@ FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {
     vf_store(sink->panel->scale[0], half_at(tail, 14));
     vi codes[4], next[4];
     vi_turn(codes, in->q, stride);
+    PANEL_UNROLL for (unsigned j = 0; j < 4; j++) next[j] =
+        codes[j];                                   /* for compilers that do not see through the rest */
     PANEL_UNROLL for (unsigned i = 0; i < 4; i++) { /* columns as in q6_k */
         const unsigned first = i / 2 * 32 + i % 2 * 4;
         PANEL_UNROLL for (unsigned part = 0; part < 4; part++) PANEL_UNROLL for (unsigned j = 0; j < 4; j++) {

@@ -44,7 +44,7 @@ nib_status nib_output_open_partial(const char *path, bool force, const nib_map *
 nib_status nib_output_write(nib_output *output, const void *data, size_t n_bytes, nib_error *error);
 /* The system brings to disk what is written while more is: little is left to the fsync at the end. */
 void nib_output_write_behind(nib_output *output);
-/* For files that will be mapped and read often: large pages are read about 5% faster, but take the system longer to find.
+/* For files that will be mapped and read often: large pages are read faster, but take the system longer to find.
  * Before anything is written, or after a flush. */
 void nib_output_prefer_large_pages(nib_output *output);
 /* Hands what is buffered to the system, so that it survives this process; frees the buffer (2 MiB at most). */

@@ -13,7 +13,7 @@
 #include "format/codebook_dot.h"
 
 #if defined(NIB_CODEBOOK_DOT)
-/* Made here and not where the compiler sees fit: its order brings lookups and products together again (3% slower). */
+/* Made here and not where the compiler sees fit: its order brings lookups and products together again. */
 DOT_INLINE vi in_order(vi x) {
     __asm__ volatile("" : "+v"(x));
     return x;

@@ -91,7 +91,7 @@ static void largest_of_32(const float x[K], float largest[K / 32]) {
     memcpy(largest, most, K / 32 * sizeof *largest);
 }
 
-/* Sums of four neighbours each. */
+/* Sums of four neighbours each: of codes, of sums. */
 static void sum_fours(const int8_t code[K], int32_t sum4[K / 4]) {
     for (size_t i = 0; i < K; i += 64)
         vi_store(sum4 + i / 4, vi_dp4(vi_splat(0), vi_splat(0x01010101), vi_load(code + i)));
@@ -224,8 +224,8 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         finish_row(out, sum);
 #if defined(__AVX512VBMI__)
         const bool is_second = k / K % 2;
-        if (step == 1 && route == NIB_ROUTE_INT_256 &&
-            (is_second || k + K >= n_cols)) /* others are not read row by row */
+        /* tokens that lie together are not read row by row */
+        if (step == 1 && route == NIB_ROUTE_INT_256 && (is_second || k + K >= n_cols))
             pair_blocks(out - is_second, is_second ? out : NULL);
 #endif
     }

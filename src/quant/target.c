@@ -160,10 +160,11 @@ nib_status nib_target_open(nib_target *target, const nib_watch *watch, nib_error
         return nib_fail_memory(error, n * sizeof *target->entries);
     XXH3_128bits_reset(target->whole);
     NIB_TRY(target->resume ? resume(target, watch, error) : begin(target, watch, error));
+    const bool is_run = is_quantized(&target->layout);
     for (size_t p = 0; p < target->layout.n_parts; p++) {
         nib_output *output = target->layout.parts[p].output;
         if (output && target->sync) nib_output_write_behind(output);
-        if (output && is_quantized(&target->layout)) nib_output_prefer_large_pages(output);
+        if (output && is_run) nib_output_prefer_large_pages(output);
     }
     target->is_open = true;
     return NIB_OK;

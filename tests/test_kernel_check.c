@@ -522,6 +522,8 @@ static void test_hash(void **state) {
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
 enum { MAX_ROWS = 70, MAX_TOKENS = 13, MAX_COLS = 3 * NIB_PANEL_K };
+_Static_assert(NIB_FEW_MOST * 48 <= MAX_TOKENS * MAX_ROWS && NIB_FEW_MOST * NIB_PANEL_K <= MAX_TOKENS * MAX_COLS,
+               "the products of 48 rows with all tokens that go by 16 rows fit");
 
 typedef struct shape {
     uint32_t n_cols, n_rows, n_tokens;

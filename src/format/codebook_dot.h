@@ -100,6 +100,12 @@ DOT_INLINE vi kept(vi x) {
     __asm__("" : "+v"(x));
     return x;
 }
+/* Made here and not where the compiler sees fit: its order brings lookups and products together again. */
+DOT_INLINE vi in_order(vi x) {
+    __asm__ volatile("" : "+v"(x));
+    return x;
+}
+
 /* x & mask | y & ~mask */
 DOT_INLINE vi choose_bits(vi mask, vi x, vi y) {
     return _mm512_ternarylogic_epi32(mask, x, y, 0xca);
@@ -133,6 +139,12 @@ DOT_INLINE vi of_two_blocks(const void *first, const void *second) {
 /* A half that is followed by more: read in one go. */
 DOT_INLINE float half_before(const uint8_t *src) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64((const void *)src)));
+}
+
+/* Two blocks' d in the lanes of each. */
+DOT_INLINE vf d_of_pair(const uint8_t a[2], const uint8_t b[2]) {
+    const __m256i one = _mm256_set1_epi16((short)nib_load_u16(a));
+    return _mm512_cvtph_ps(_mm256_mask_set1_epi16(one, 0xcccc, (short)nib_load_u16(b)));
 }
 
 /* 64 +- 8, 25, 43 by level (two bits) and sign above it. */

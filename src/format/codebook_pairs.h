@@ -13,12 +13,6 @@
 #include "format/codebook_dot.h"
 
 #if defined(NIB_CODEBOOK_DOT)
-/* Made here and not where the compiler sees fit: its order brings lookups and products together again. */
-DOT_INLINE vi in_order(vi x) {
-    __asm__ volatile("" : "+v"(x));
-    return x;
-}
-
 /* What two blocks say, in the order of lanes. */
 typedef struct pair_words {
     vi index[2], sign, rest;
@@ -38,11 +32,6 @@ typedef void pair_look_up(vi level[2], const pair_words *w, const pair_tables *t
 typedef void pair_codes(vi code[2], vi level, const pair_tables *t, int i);
 typedef vf pair_scales(vi rest, const void *a, const void *b);
 
-/* Two blocks' d in the lanes of each. */
-DOT_INLINE vf d_of_pair(const uint8_t a[2], const uint8_t b[2]) {
-    const __m256i one = _mm256_set1_epi16((short)nib_load_u16(a));
-    return _mm512_cvtph_ps(_mm256_mask_set1_epi16(one, 0xcccc, (short)nib_load_u16(b)));
-}
 DOT_INLINE vf plus_one(vi twice) {
     return vi_to_f(_mm512_or_si512(twice, kept(vi_splat(1))));
 }

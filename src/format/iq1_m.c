@@ -219,24 +219,25 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
 
 DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
     const block *in[2] = {first, second};
-    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1b17130f0b0703ff);
+    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1814100c0804003c);
 }
-DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi rest, const void *first, const void *second) {
+    (void)rest;
     const block *in[2] = {first, second};
     const uint64_t next = UINT64_C(3) << 32, shift = EACH_BYTE(0x88); /* bit 3 of nibbles: a point moves down */
     const vi from = in_steps(next, EACH_BYTE(6) + next, EACH_BYTE(16));
-    const vi up = kept(_mm512_set1_epi16(2 - OFFSET)), down = kept(_mm512_set1_epi16(-OFFSET));
+    const vi up = kept(_mm512_set1_epi16(-56)), down = kept(_mm512_set1_epi16(-72));
     DOT_UNROLL for (int i = 0; i < 2; i++) {
         const uint64_t scales = nib_load_u64((const uint8_t *)in[i]->scales);
         const uint64_t is_down =
             _pext_u64(nib_load_u64(in[i]->high), shift) | _pext_u64(nib_load_u64(in[i]->high + 8), shift) << 16;
-        wide_eights(out->code[i], level[i]);
+        out->from[i][0] = level[i];
         out->scale[i] = wide_scale(WIDE_SCALES_3, cut(from, _mm512_set1_epi64((long long)scales)));
         out->times_sum[i] = _mm512_mask_blend_epi16((__mmask32)is_down, up, down);
         out->d[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((int)_pext_u64(scales, 0xf000f000f000f000))));
     }
 }
-NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048)
+NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048, false)
 NIB_BOOK_UNPACK(NIB_CODEBOOK_TERNARY_2048, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {

@@ -172,28 +172,24 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
-/* 8 * level + 1 or - 1 is the code with these added, by the word's upper four bits; twice */
-#define MOVE(i) ((i) < 8 ? (int32_t)0xfff9fff9 : (int32_t)0xfff7fff7)
+/* By the word's upper four bits: what to multiply the activations' negative sum with: 64 less or more 8. */
+#define MOVE(i) ((i) < 8 ? 56 : 72)
 static const _Alignas(64) int32_t MOVES[16] = {WIDE_16(MOVE, 0)};
 
 DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
     const block *in[2] = {first, second};
-    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1815120f080502ff);
+    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x15120f0c05023f3c);
 }
-DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
-    const block *in[2] = {first, second};
-    const vi twice = _mm512_set_epi16(7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1,
-                                      1, 0, 0, 0, 0);
-    DOT_UNROLL for (int i = 0; i < 2; i++) {
-        /* three bits of scale and that of the shift */
-        const vi word = vi_shr(_mm512_permutexvar_epi16(twice, load_16(in[i]->high)), 12);
-        wide_eights(out->code[i], level[i]);
-        out->scale[i] = wide_scale(WIDE_SCALES_3, word);
-        out->times_sum[i] = _mm512_permutexvar_epi32(word, vi_load(MOVES));
-        out->d[i] = half_before(in[i]->d);
-    }
+/* words: two in each lane, of which the lower or the upper one is its own */
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi words, const void *first, const void *second) {
+    const vi tail =
+        _mm512_srlv_epi32(words, _mm512_set1_epi64(0x1c0000000c)); /* three bits of scale and that of the shift */
+    DOT_UNROLL for (int i = 0; i < 2; i++) out->from[i][0] = level[i];
+    out->scale[0] =
+        vf_mul(wide_scale(WIDE_SCALES_3, tail), d_of_pair(((const block *)first)->d, ((const block *)second)->d));
+    out->times_sum[0] = _mm512_permutexvar_epi32(tail, vi_load(MOVES));
 }
-NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048)
+NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048, true)
 NIB_BOOK_UNPACK(NIB_CODEBOOK_TERNARY_2048, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {

@@ -121,22 +121,24 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
 
 DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
     const block *in[2] = {first, second};
-    const uint64_t from = EACH_BYTE(63) + 0x0e0c0a0806040200;
+    const uint64_t from = 0x0a08060402003e3c; /* bits 8 and 9, four bits up */
     const vi high = _mm512_mask_set1_epi64(_mm512_set1_epi64((long long)nib_load_u64(in[0]->high)), 0xaa,
                                            (long long)nib_load_u64(in[1]->high));
-    wide_begin(x, v, of_two_blocks(in[0]->low, in[1]->low), cut(in_steps(from, from, EACH_BYTE(16)), high));
+    const vi above = cut(in_steps(from, from, EACH_BYTE(16)), high);
+    wide_begin(x, v, of_two_blocks(in[0]->low, in[1]->low), above, wide_bit(above, 4));
 }
-DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi rest, const void *first, const void *second) {
+    (void)rest;
     const block *in[2] = {first, second};
     /* the nibble of signs of each byte, four bits up */
     const vi from = in_steps(0x1814100c0804003c, 0x1814100c0804003c, 0);
     DOT_UNROLL for (int i = 0; i < 2; i++) {
-        wide_pairs(out->code[i], level[i], cut(from, eight_dwords(in[i]->sign)));
+        wide_pairs(out->from[i], level[i], cut(from, eight_dwords(in[i]->sign)));
         out->scale[i] = wide_scales_of_16(in[i]->scale);
         out->d[i] = half_before(in[i]->d);
     }
 }
-NIB_WIDE_DOT(NIB_CODEBOOK_PAIRS_1024, 1024)
+NIB_WIDE_DOT(NIB_CODEBOOK_PAIRS_1024, 1024, false)
 NIB_BOOK_UNPACK(NIB_CODEBOOK_PAIRS_1024, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {

@@ -129,19 +129,20 @@ DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void
     const vi high = in_steps(odd, odd + EACH_BYTE(64), EACH_BYTE(16));
     const vi words[2] = {vi_load(in[0]->points), vi_load(in[1]->points)};
     const vi above = _mm512_permutex2var_epi8(words[0], high, words[1]);
-    wide_begin(x, v, _mm512_permutex2var_epi8(words[0], low, words[1]), _mm512_add_epi8(above, above));
+    wide_begin(x, v, _mm512_permutex2var_epi8(words[0], low, words[1]), above, wide_bit(above, 0));
 }
-DOT_INLINE void read_two(wide_blocks *out, const vi level[2], const void *first, const void *second) {
+DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi rest, const void *first, const void *second) {
+    (void)rest;
     const block *in[2] = {first, second};
     /* sevens are from bits 9, 25, 41 and 57 on: their lower four, four bits up, and all of them */
     const vi from = in_steps(0x3935292519150905, 0x3935292519150905, 0);
     DOT_UNROLL for (int i = 0; i < 2; i++) {
-        wide_pairs(out->code[i], level[i], wide_signs(cut(from, vi_load(in[i]->points))));
+        wide_pairs(out->from[i], level[i], wide_signs(cut(from, vi_load(in[i]->points))));
         out->scale[i] = wide_scales_of_16(in[i]->scale);
         out->d[i] = half_before(in[i]->d);
     }
 }
-NIB_WIDE_DOT(NIB_CODEBOOK_PAIRS_512, 512)
+NIB_WIDE_DOT(NIB_CODEBOOK_PAIRS_512, 512, false)
 NIB_BOOK_UNPACK(NIB_CODEBOOK_PAIRS_512, SUB)
 
 FEW_INLINE void cut_rows(panel_sink *sink, const void *src, size_t stride) {

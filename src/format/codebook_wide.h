@@ -117,16 +117,9 @@ DOT_INLINE vi wide_signs(vi sevens) {
     return _mm512_mask2_permutex2var_epi8(vi_load(EVEN_SIGNS), sevens, odd, vi_load(EVEN_SIGNS + 64));
 }
 
-/* Codes 64 * level: the first three are looked up, whatever the fourth is. */
-#define WIDE_LEVEL_0(i) 64 * ((i)&3)
-#define WIDE_LEVEL_1(i) 64 * ((i) >> 2 & 3)
-#define WIDE_LEVEL_2(i) 64 * ((i) >> 4 & 3)
-static const _Alignas(64) uint8_t WIDE_LEVELS[3][64] = {
-    {WIDE_64(WIDE_LEVEL_0)}, {WIDE_64(WIDE_LEVEL_1)}, {WIDE_64(WIDE_LEVEL_2)}};
 DOT_INLINE vi wide_code(const vi from[2], int p, bool are_pairs) {
     if (are_pairs) return _mm512_permutexvar_epi8(from[p / 2], kept(vi_load(WIDE_PAIRS[p % 2])));
-    return p < 3 ? _mm512_permutexvar_epi8(from[0], kept(vi_load(WIDE_LEVELS[p])))
-                 : vi_and(from[0], kept(vi_of_byte(192)));
+    return vi_and(p < 3 ? words_up(from[0], 6 - 2 * (unsigned)p) : from[0], kept(vi_of_byte(192))); /* 64 * level */
 }
 
 /* (2 code + 1) / 8 of codes in the low bits of lanes, of which only four count. */

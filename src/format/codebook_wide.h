@@ -1,12 +1,14 @@
 /* Products of a few tokens with codebooks of 512 points of 8 and more: rows as in codebook_dot.h, but comparing costs as much
- * as looking up, and so does what is loaded for it. Points of four blocks are looked up in two vectors, while the four blocks
- * before are multiplied.
+ * as looking up, and so does what is loaded for it. Points of four blocks are looked up in two vectors, in step with the
+ * products of the four blocks before: either alone would wait for one kind of unit.
  *
  *   index   bits 0-6: one of 128 bytes that are looked up at once; 7, 8: which of four such parts of a table, a mask for
  *           each; above: the table, of two or four, which are looked up with the same masks: the right one is chosen at last
  *   level   half a point in each byte, two bits a level
  *
- * Second halves of 2048 points need no such tables: points ascend, so there are few steps in them. */
+ * Second halves of 2048 points need no such tables: points ascend, so there are few steps in them. Lanes are 16 weights in the
+ * turned order of nib_int_row (impl.h) or, where a scale is for 32 and points have no signs, 32 of two blocks in the paired
+ * one: halves of points are used as they are found. */
 #ifndef NIB_FORMAT_CODEBOOK_WIDE_H
 #define NIB_FORMAT_CODEBOOK_WIDE_H
 
@@ -70,7 +72,7 @@ DOT_INLINE void wide_part(wide_points *x, int q, int c, const uint8_t *table) {
         x->from[v][c] = in_order(_mm512_mask2_permutex2var_epi8(a, x->from[v][c], here, b));
     }
 }
-/* Levels of the blocks, from both halves of their points. */
+/* Levels of the blocks, from both halves of their points; of lanes of 32 weights, the halves. */
 DOT_INLINE void wide_finish(vi level[WIDE_BLOCKS], const wide_points *x, int n_points, bool per_32) {
     DOT_UNROLL for (int v = 0; v < WIDE_VECTORS; v++) {
         const vi *from = x->from[v];
@@ -117,12 +119,14 @@ DOT_INLINE vi wide_signs(vi sevens) {
     return _mm512_mask2_permutex2var_epi8(vi_load(EVEN_SIGNS), sevens, odd, vi_load(EVEN_SIGNS + 64));
 }
 
+/* Codes p: 64 above the values or, of levels without signs, 64 times them. */
 DOT_INLINE vi wide_code(const vi from[2], int p, bool are_pairs) {
     if (are_pairs) return _mm512_permutexvar_epi8(from[p / 2], kept(vi_load(WIDE_PAIRS[p % 2])));
-    return vi_and(p < 3 ? words_up(from[0], 6 - 2 * (unsigned)p) : from[0], kept(vi_of_byte(192))); /* 64 * level */
+    return vi_and(p < 3 ? words_up(from[0], 6 - 2 * (unsigned)p) : from[0], kept(vi_of_byte(192)));
 }
 
-/* (2 code + 1) / 8 of codes in the low bits of lanes, of which only four count. */
+/* By codes in the low bits of lanes, of which only four count: (2 code + 1) / 8; of three bits, whatever is above them,
+ * (2 code + 1) / 64. */
 #define WIDE_SCALE(i)   (float)(2 * (i) + 1) * 0.125f
 #define WIDE_SCALE_8(i) (float)(2 * (i) + 1) * 0.015625f
 static const _Alignas(64) float WIDE_SCALES_4[16] = {WIDE_4(WIDE_SCALE, 0), WIDE_4(WIDE_SCALE, 4),
@@ -139,12 +143,14 @@ DOT_INLINE vf wide_scales_of_16(const uint8_t packed[8]) {
     return wide_scale(WIDE_SCALES_4, cut(from, _mm512_set1_epi64((long long)nib_load_u64(packed))));
 }
 
-/* What a format says of two blocks: the levels of their points; their codes, 64 above the values, and scales. */
+/* What a format says of two blocks. In lanes of 32 weights, from has both halves of their points, and of scale, which has the
+ * blocks' d, and of times_sum there is one. */
 typedef struct wide_blocks {
-    vi from[2][2]; /* levels with signs, or only the first, levels */
+    vi from[2][2]; /* what codes are made of: levels with signs, or in the first one levels */
     vf scale[2];
     float d[2];
-    vi times_sum[2]; /* of codes that are no pairs: what sums of 8 activations are multiplied with, and added */
+    vi times_sum[2]; /* of codes that are no pairs: what sums of 8 activations, or minus those
+                      * of 32, are multiplied with, and added */
 } wide_blocks;
 typedef void wide_look_up(wide_points *x, int v, const void *first, const void *second);
 typedef void wide_read(wide_blocks *out, const vi level[2], vi rest, const void *first, const void *second);
@@ -261,7 +267,7 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
     }
 }
 
-/* The `dot` of a format with this book, from look_up_two and read_two. */
+/* The `dot` of a format with this book, from look_up_two and read_two. per_32: lanes are of so many weights */
 #define NIB_WIDE_DOT(book, n_points, per_32)                                                                        \
     static void dot(const nib_format *format, const nib_dot_task *task) {                                           \
         (void)format;                                                                                               \

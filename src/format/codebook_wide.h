@@ -1,6 +1,6 @@
 /* Products of a few tokens with codebooks of 512 points of 8 and more: rows as in codebook_dot.h, but comparing costs as much
- * as looking up, and so does what is loaded for it. Points of four blocks are looked up in two vectors, in step with the
- * products of the four blocks before: either alone would wait for one kind of unit.
+ * as looking up, and so does what is loaded for it. Points of four blocks are looked up in two vectors, between the products of
+ * the four blocks before: either alone would wait for one kind of unit.
  *
  *   index   bits 0-6: one of 128 bytes that are looked up at once; 7, 8: which of four such parts of a table, a mask for
  *           each; above: the table, of two or four, which are looked up with the same masks: the right one is chosen at last
@@ -166,6 +166,68 @@ DOT_INLINE void wide_begin_sums(vi sum[2], const wide_blocks *w, const nib_int_r
                                                         ? vi_shl(vi_load(row[i]->minus_sum16), 6)
                                                         : vi_dp2(vi_splat(0), w->times_sum[i], vi_load(row[i]->sum8));
 }
+DOT_INLINE vi wide_product(vi sum, vi code, const nib_int_row *const row[2], int i, int p, bool per_32) {
+    return vi_dp4(sum, code, vi_load(per_32 ? row[0]->paired + 64 * (4 * i + p) : row[i]->turned + 64 * p));
+}
+/* Scales get their blocks' d, once for all tokens; a block that stands for none counts nothing. */
+DOT_INLINE void wide_end_scales(wide_blocks *w, bool is_alone) {
+    DOT_UNROLL for (int i = 0; i < 2; i++) w->scale[i] = vf_mul(w->scale[i], vf_splat(i && is_alone ? 0 : w->d[i]));
+}
+DOT_INLINE vf wide_add(vf total, const vi sum[2], const wide_blocks *w, const nib_int_row *const row[2], bool per_32) {
+    if (per_32) {
+        const vf scale = vf_mul(w->scale[0], vf_load(row[0]->paired_scale));
+        return vf_fma(vi_to_f(vi_add(sum[0], sum[1])), scale, total);
+    }
+    DOT_UNROLL for (int i = 0; i < 2; i++) total =
+        vf_fma(vi_to_f(sum[i]), vf_mul(w->scale[i], vf_splat(row[i]->scale[0])), total);
+    return total;
+}
+
+/* Vector j of points is looked up and two blocks are multiplied. Codes that cost little to make are made, and with them points
+ * are looked up, between the products. */
+DOT_INLINE void wide_in_step(vf total[], wide_blocks *w, bool is_alone, const nib_int_row *const two[2],
+                             size_t n_blocks, size_t n_tokens, wide_points *next, int j, const uint8_t *plane,
+                             bool per_32) {
+    vi sum[NIB_DOT_TOKENS][2];
+    if (!per_32) wide_end_scales(w, is_alone);
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
+        const nib_int_row *const its[2] = {two[0] + t * n_blocks, two[1] + t * n_blocks};
+        wide_begin_sums(sum[t], w, its, 2048, per_32);
+    }
+    DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
+        vi code[2];
+        DOT_UNROLL for (int i = 0; i < 2; i++) code[i] = in_order(wide_code(w->from[i], p, false));
+        DOT_UNROLL for (int c = 2 * p; c < 2 * p + 2; c++) wide_part(next, 2 * j + c / 4, c % 4, plane);
+        DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
+            const nib_int_row *const its[2] = {two[0] + t * n_blocks, two[1] + t * n_blocks};
+            DOT_UNROLL for (int i = 0; i < 2; i++) sum[t][i] =
+                in_order(wide_product(sum[t][i], code[i], its, i, p, per_32));
+        }
+    }
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
+        const nib_int_row *const its[2] = {two[0] + t * n_blocks, two[1] + t * n_blocks};
+        total[t] = wide_add(total[t], sum[t], w, its, per_32);
+    }
+}
+/* The same of pairs, whose codes are looked up themselves: all lookups come before the products of a token after the other. */
+DOT_INLINE void wide_in_turn(vf total[], wide_blocks *w, bool is_alone, const nib_int_row *const two[2],
+                             size_t n_blocks, size_t n_tokens, wide_points *next, int j, const uint8_t *plane,
+                             int n_points) {
+    const int n_tables = n_points / 256;
+    vi code[2][DOT_PARTS];
+    DOT_UNROLL for (int i = 0; i < 2; i++) DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) code[i][p] =
+        wide_code(w->from[i], p, true);
+    wide_end_scales(w, is_alone);
+    DOT_UNROLL for (int s = 0; s < 2 * n_tables; s++) wide_part(next, 2 * j + s / n_tables, s % n_tables, plane);
+    DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
+        const nib_int_row *const its[2] = {two[0] + t * n_blocks, two[1] + t * n_blocks};
+        vi sum[2];
+        wide_begin_sums(sum, w, its, n_points, false);
+        DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) DOT_UNROLL for (int i = 0; i < 2; i++) sum[i] =
+            wide_product(sum[i], code[i][p], its, i, p, false);
+        total[t] = wide_add(total[t], sum, w, its, false);
+    }
+}
 
 /* Two blocks of a row; of an odd number, the last one twice. */
 typedef struct wide_place {
@@ -221,38 +283,11 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
             wide_blocks w;
             read(&w, level + 2 * j, rest[j], now[j].first, now[j].second);
             const bool is_alone = left == 1;
-            const nib_int_row *const other = is_alone ? row : row + 1;
-            vi sum[NIB_DOT_TOKENS][2];
-            DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
-                const nib_int_row *const its[2] = {row + t * n_blocks, other + t * n_blocks};
-                wide_begin_sums(sum[t], &w, its, n_points, per_32);
-            }
-            DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-                vi code[2];
-                DOT_UNROLL for (int i = 0; i < 2; i++) code[i] = in_order(wide_code(w.from[i], p, n_points < 2048));
-                DOT_UNROLL for (int s = p * n_tables / 2; s < (p + 1) * n_tables / 2; s++)
-                    wide_part(&next, 2 * j + s / n_tables, s % n_tables, plane);
-                DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
-                    const nib_int_row *const its[2] = {row + t * n_blocks, other + t * n_blocks};
-                    DOT_UNROLL for (int i = 0; i < 2; i++) {
-                        const int8_t *by = per_32 ? its[0]->paired + 64 * (4 * i + p) : its[i]->turned + 64 * p;
-                        sum[t][i] = in_order(vi_dp4(sum[t][i], code[i], vi_load(by)));
-                    }
-                }
-            }
-            DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
-                const nib_int_row *const its[2] = {row + t * n_blocks, other + t * n_blocks};
-                if (per_32) {
-                    const vf scale = vf_mul(w.scale[0], vf_load(its[0]->paired_scale));
-                    total[t] = vf_fma(vi_to_f(vi_add(sum[t][0], sum[t][1])), scale, total[t]);
-                    continue;
-                }
-                DOT_UNROLL for (int i = 0; i < 2; i++) {
-                    const float d = w.d[i] * its[i]->scale[0];
-                    total[t] =
-                        vf_fma(vf_mul(vi_to_f(sum[t][i]), w.scale[i]), vf_splat(i && is_alone ? 0 : d), total[t]);
-                }
-            }
+            const nib_int_row *const two[2] = {row, is_alone ? row : row + 1};
+            if (n_points == 2048)
+                wide_in_step(total, &w, is_alone, two, n_blocks, n_tokens, &next, j, plane, per_32);
+            else
+                wide_in_turn(total, &w, is_alone, two, n_blocks, n_tokens, &next, j, plane, n_points);
             left -= is_alone ? 1 : 2;
             row += 2;
             if (left == 0) {

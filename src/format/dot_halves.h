@@ -129,10 +129,12 @@ DOT_INLINE vhf vhf_of_halves(const void *p, size_t stride, int repeat) {
 #if defined(NIB_VEC_512)
     const char *at = p;
     const short n = (short)(stride / 2);
-    if (repeat == 1 && stride <= 24) { /* six lie within 128 bytes */
-        const __m128i index = _mm_setr_epi16(0, n, 2 * n, 3 * n, 4 * n, 5 * n, 0, 0);
-        const vi six = _mm512_permutex2var_epi16(vi_load(at), _mm512_castsi128_si512(index), vi_load(at + 64));
-        const __m128i seven = _mm_insert_epi16(_mm512_castsi512_si128(six), nib_load_u16(at + 6 * stride), 6);
+    if (repeat == 1 && stride <= 24) { /* all or six lie within 128 bytes; beyond those the index means nothing */
+        const __m128i index = _mm_setr_epi16(0, n, 2 * n, 3 * n, 4 * n, 5 * n, 6 * n, 7 * n);
+        const vi found = _mm512_permutex2var_epi16(vi_load(at), _mm512_castsi128_si512(index), vi_load(at + 64));
+        const __m128i halves = _mm512_castsi512_si128(found);
+        if (7 * stride < 128) return _mm256_cvtph_ps(halves);
+        const __m128i seven = _mm_insert_epi16(halves, nib_load_u16(at + 6 * stride), 6);
         return _mm256_cvtph_ps(_mm_insert_epi16(seven, nib_load_u16(at + 7 * stride), 7));
     }
 #endif

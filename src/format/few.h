@@ -23,6 +23,8 @@ typedef struct panel_sink {
     const nib_int_row *row; /* one for every token */
     const char *ahead;      /* what memory is asked for meanwhile, a step with every vector of codes */
     size_t ahead_step;
+    const char *next; /* and what the first cache is, four steps for every row */
+    size_t next_stride, next_step;
     const uint8_t *src; /* rows whose words are turned meanwhile */
     size_t src_stride;
     vi dot[2][NIB_FEW_TOKENS], whole[NIB_FEW_TOKENS];
@@ -84,6 +86,7 @@ FEW_INLINE void give_codes(panel_sink *sink, unsigned k, unsigned slot, vi codes
         return;
     }
     __builtin_prefetch(sink->ahead + k * sink->ahead_step, 0, 2);
+    __builtin_prefetch(sink->next + k / 4 * sink->next_stride + k % 4 * sink->next_step, 0, 3);
     EACH_TOKEN sink->dot[slot][t] = few_dot(sink->dot[slot][t], codes, sink->row[t].code + 4 * (size_t)k);
 }
 
@@ -175,7 +178,10 @@ FEW_INLINE void few_columns(panel_cut_fn *cut_rows, nib_panel_shape shape, bool 
                        .n_tokens = n_tokens,
                        .row = task->row,
                        .ahead = task->ahead,
-                       .ahead_step = task->ahead_step},
+                       .ahead_step = task->ahead_step,
+                       .next = task->next,
+                       .next_stride = task->stride,
+                       .next_step = task->next_step},
                *sink = &here;
     EACH_TOKEN {
         sink->whole[t] = vi_splat(0);

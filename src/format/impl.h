@@ -113,6 +113,8 @@ typedef struct nib_few_task {
     const char
         *ahead; /* memory is asked for 64 steps of so many bytes meanwhile: in a row they would hold the products up */
     size_t ahead_step;
+    const char *next; /* these rows' next columns, which the first cache is to have by then: four such steps a row */
+    size_t next_step;
     float (*sums)[16]; /* sums[t][r] grows */
 } nib_few_task;
 

@@ -164,7 +164,8 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
 }
 
 /* 16 or 32 rows by all tokens. More than `few` takes at once go in equal shares while the first cache has the columns.
- * Meanwhile the rows that follow are fetched in one stream: those at hand are too many for the processor to follow. */
+ * Meanwhile the rows that follow are fetched in one stream: those at hand are too many for the processor to follow. It
+ * drops some of what the second cache is asked for, so the first one is asked for the columns that come next. */
 static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halves) {
     const size_t n_tokens = task->n_tokens, n_blocks = task->n_cols / K, bytes = task->row_bytes / n_blocks;
     const size_t n_shares = (n_tokens + NIB_FEW_TOKENS - 1) / NIB_FEW_TOKENS, ahead = 16 * bytes / n_shares;
@@ -176,12 +177,15 @@ static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halve
         for (size_t i = 0; i < n_halves * n_shares; i++) {
             const size_t h = i / n_shares, share = i % n_shares;
             const size_t begin = share * n_tokens / n_shares, end = (share + 1) * n_tokens / n_shares;
+            const char *rows = weights + 16 * h * task->row_bytes, *rows_after = rows + 16 * n_halves * task->row_bytes;
             const nib_few_task few = {
-                .src = weights + 16 * h * task->row_bytes + b * bytes,
+                .src = rows + b * bytes,
                 .stride = task->row_bytes,
                 .row = (const nib_int_row *)task->tiles + b * n_tokens + begin,
-                .ahead = weights + 16 * (n_halves + h) * task->row_bytes + 16 * b * bytes + share * ahead,
+                .ahead = rows_after + 16 * b * bytes + share * ahead,
                 .ahead_step = step,
+                .next = b + 1 < n_blocks ? rows + (b + 1) * bytes : rows_after,
+                .next_step = (bytes + 3) / 4,
                 .sums = sums[h] + begin,
             };
             for (size_t at = 64 * (K / 4); at < ahead; at += 64) __builtin_prefetch(few.ahead + at, 0, 2);

@@ -156,7 +156,7 @@ typedef void wide_read(wide_blocks *out, const vi level[2], const void *first, c
 DOT_INLINE void wide_products(vf part[2], const wide_blocks *w, const nib_int_row *const row[2], bool are_pairs) {
     vi sum[2];
     DOT_UNROLL for (int i = 0; i < 2; i++) sum[i] = are_pairs
-                                                        ? vi_shl(vi_load(row[i]->minus_sum16), 6)
+                                                        ? vi_shl(vi_load(row[i]->in_order.minus_sum16), 6)
                                                         : vi_dp2(vi_splat(0), w->times_sum[i], vi_load(row[i]->sum8));
     DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
         DOT_UNROLL for (int i = 0; i < 2; i++) sum[i] = vi_dp4(sum[i], w->code[i][p], vi_load(row[i]->turned + 64 * p));
@@ -213,7 +213,7 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
             DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
                 const nib_int_row *const its[2] = {row + t * n_blocks, other + t * n_blocks};
                 wide_products(part[t], &w, its, n_points < 2048);
-                total[t] = vf_fma(part[t][0], vf_splat(w.d[0] * its[0]->scale[0]), total[t]);
+                total[t] = vf_fma(part[t][0], vf_splat(w.d[0] * its[0]->in_order.scale[0]), total[t]);
             }
             b++;
             if (is_last) {
@@ -222,7 +222,7 @@ DOT_INLINE void dot_rows_wide(const nib_dot_task *task, size_t n_tokens, wide_lo
                 if (left == 1) return;
             }
             DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) total[t] =
-                vf_fma(part[t][1], vf_splat(w.d[1] * other[t * n_blocks].scale[0]), total[t]);
+                vf_fma(part[t][1], vf_splat(w.d[1] * other[t * n_blocks].in_order.scale[0]), total[t]);
             left -= 2;
             here += 2 * bytes;
             row = other + 1;

@@ -231,10 +231,10 @@ enum { DOT_CHAINS = 2 };
 DOT_INLINE void dot_scale_halves(vhf factor[NIB_DOT_TOKENS][2], const dot_scales *s, const nib_int_row *row,
                                  size_t stride, size_t n_tokens, int group, vhf total[NIB_DOT_TOKENS][DOT_CHAINS]) {
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
-        const vhf other = _mm256_load_ps(row->scale);
+        const vhf other = _mm256_load_ps(row->in_order.scale);
         if (group == 32) {
             factor[t][0] = _mm256_mul_ps(s->scale[0], other);
-            total[t][0] = _mm256_fnmadd_ps(s->min[0], _mm256_load_ps(row->sum32), total[t][0]);
+            total[t][0] = _mm256_fnmadd_ps(s->min[0], _mm256_load_ps(row->in_order.sum32), total[t][0]);
             continue;
         }
         DOT_UNROLL for (int i = 0; i < 2; i++) {
@@ -261,7 +261,7 @@ DOT_INLINE void dot_halves_step(const void *src, dot_read_scales *scales, dot_re
     DOT_UNROLL for (int i = 0; i < DOT_HALVES; i++) {
         const vh code = codes(src, i);
         DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
-            const vhf sum = _mm256_cvtepi32_ps(vh_dot_4(code, vh_load(row[t * stride].code + 32 * i), most));
+            const vhf sum = _mm256_cvtepi32_ps(vh_dot_4(code, vh_load(row[t * stride].in_order.code + 32 * i), most));
             vhf *to = &total[t][i % DOT_CHAINS];
             *to = _mm256_fmadd_ps(sum, vhf_spread(factor[t][0], i, i), *to);
         }

@@ -20,7 +20,7 @@ typedef struct panel_sink {
     nib_panel_shape shape;
     bool per_32; /* activations have a scale per 32 columns */
     size_t n_tokens;
-    const nib_int_row *row; /* one for every token */
+    const nib_few_row *row; /* one for every token */
     const char *ahead;      /* what memory is asked for meanwhile, a step with every vector of codes */
     size_t ahead_step;
     const char *next; /* and what the first cache is, four steps for every row */
@@ -47,7 +47,7 @@ FEW_INLINE vi few_dot(vi sum, vi codes, const int8_t *activation) {
 FEW_INLINE void open_group(panel_sink *sink, unsigned group, unsigned slot) {
     const nib_panel_shape shape = sink->shape;
     EACH_TOKEN {
-        const nib_int_row *row = sink->row + t;
+        const nib_few_row *row = sink->row + t;
         sink->dot[slot][t] = vi_splat(0);
         if (!shape.centre) continue;
         const int32_t *minus_sum = shape.group == 16   ? row->minus_sum16 + group
@@ -157,7 +157,7 @@ FEW_INLINE void few_minimums(panel_sink *sink) {
     for (size_t i = 0; i < (by_16 ? 8 : 4); i++) {
         const vi of_rows = vi_load(sink->panel->min[i]);
         EACH_TOKEN {
-            const nib_int_row *row = sink->row + t;
+            const nib_few_row *row = sink->row + t;
             const int16_t *pair = by_16 ? row->whole16 + 2 * i : row->whole32 + NIB_PANEL_K / 32 + 2 * i;
             min[t] = vi_dp2(min[t], of_rows, vi_splat_4(pair));
         }

@@ -181,7 +181,7 @@ static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halve
             const nib_few_task few = {
                 .src = rows + b * bytes,
                 .stride = task->row_bytes,
-                .row = (const nib_int_row *)task->tiles + b * n_tokens + begin,
+                .row = (const nib_few_row *)task->tiles + b * n_tokens + begin,
                 .ahead = rows_after + 16 * b * bytes + share * ahead,
                 .ahead_step = step,
                 .next = b + 1 < n_blocks ? rows + (b + 1) * bytes : rows_after,

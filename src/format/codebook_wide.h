@@ -163,7 +163,7 @@ DOT_INLINE void wide_begin_sums(vi sum[2], const wide_blocks *w, const nib_int_r
         return;
     }
     DOT_UNROLL for (int i = 0; i < 2; i++) sum[i] = n_points < 2048
-                                                        ? vi_shl(vi_load(row[i]->minus_sum16), 6)
+                                                        ? vi_shl(vi_load(row[i]->in_order.minus_sum16), 6)
                                                         : vi_dp2(vi_splat(0), w->times_sum[i], vi_load(row[i]->sum8));
 }
 DOT_INLINE vi wide_product(vi sum, vi code, const nib_int_row *const row[2], int i, int p, bool per_32) {
@@ -179,7 +179,7 @@ DOT_INLINE vf wide_add(vf total, const vi sum[2], const wide_blocks *w, const ni
         return vf_fma(vi_to_f(vi_add(sum[0], sum[1])), scale, total);
     }
     DOT_UNROLL for (int i = 0; i < 2; i++) total =
-        vf_fma(vi_to_f(sum[i]), vf_mul(w->scale[i], vf_splat(row[i]->scale[0])), total);
+        vf_fma(vi_to_f(sum[i]), vf_mul(w->scale[i], vf_splat(row[i]->in_order.scale[0])), total);
     return total;
 }
 

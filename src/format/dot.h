@@ -337,16 +337,16 @@ DOT_INLINE void dot_whole_step(const dot_whole *w, const nib_int_row *row, size_
     else
         dot_spread(scale, w->scale);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
-        const __m256i of_min = vs_dot(min, kind.group == 16 ? row->whole16 : row->whole32);
+        const __m256i of_min = vs_dot(min, kind.group == 16 ? row->in_order.whole16 : row->in_order.whole32);
         vi begin = vi_splat(0), sum;
         if (kind.centre)
             begin = vi_of_half(of_min);
         else
-            total[t].min =
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_min), _mm256_set1_ps(w->d_min * row->scale[0]), total[t].min);
+            total[t].min = _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_min),
+                                           _mm256_set1_ps(w->d_min * row->in_order.scale[0]), total[t].min);
         sum = kind.crossed ? dot_scaled_crossed(begin, w->code, row->crossed, scale, kind.group)
-                           : dot_scaled(w->code, row->code, scale);
-        total[t].code = vf_fma(vi_to_f(sum), vf_splat(w->d * row->scale[0]), total[t].code);
+                           : dot_scaled(w->code, row->in_order.code, scale);
+        total[t].code = vf_fma(vi_to_f(sum), vf_splat(w->d * row->in_order.scale[0]), total[t].code);
     }
 }
 #endif
@@ -355,16 +355,16 @@ DOT_INLINE void dot_groups_step(const dot_groups *w, const nib_int_row *row, siz
                                 vf total[NIB_DOT_TOKENS]) {
     const vf minus_min = vf_sub(vf_zero(), w->min);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
-        const vf other = vf_load(row->scale), both = group == 32 ? vf_mul(w->scale, other) : w->scale;
+        const vf other = vf_load(row->in_order.scale), both = group == 32 ? vf_mul(w->scale, other) : w->scale;
         vf part[DOT_PARTS], factor[DOT_PARTS]; /* sums of two, so that no sum waits long for the one before */
         DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) {
-            part[p] = vi_to_f(vi_dp4(vi_splat(0), w->code[p], vi_load(row->code + 64 * p)));
+            part[p] = vi_to_f(vi_dp4(vi_splat(0), w->code[p], vi_load(row->in_order.code + 64 * p)));
             factor[p] = vf_spread_of(both, p, group);
             if (group == 16) factor[p] = vf_mul(factor[p], vf_spread_of(other, p, 32));
         }
         const vf even = vf_fma(part[2], factor[2], vf_mul(part[0], factor[0]));
         const vf odd = vf_fma(part[3], factor[3], vf_mul(part[1], factor[1]));
-        total[t] = vf_fma(minus_min, vf_load(group == 16 ? row->sum16 : row->sum32), total[t]);
+        total[t] = vf_fma(minus_min, vf_load(group == 16 ? row->sum16 : row->in_order.sum32), total[t]);
         total[t] = vf_add(total[t], vf_add(even, odd));
     }
 }

@@ -129,10 +129,12 @@ DOT_INLINE vhf vhf_of_halves(const void *p, size_t stride, int repeat) {
 #if defined(NIB_VEC_512)
     const char *at = p;
     const short n = (short)(stride / 2);
-    if (repeat == 1 && stride <= 24) { /* six lie within 128 bytes */
-        const __m128i index = _mm_setr_epi16(0, n, 2 * n, 3 * n, 4 * n, 5 * n, 0, 0);
-        const vi six = _mm512_permutex2var_epi16(vi_load(at), _mm512_castsi128_si512(index), vi_load(at + 64));
-        const __m128i seven = _mm_insert_epi16(_mm512_castsi512_si128(six), nib_load_u16(at + 6 * stride), 6);
+    if (repeat == 1 && stride <= 24) { /* all or six lie within 128 bytes; beyond those the index means nothing */
+        const __m128i index = _mm_setr_epi16(0, n, 2 * n, 3 * n, 4 * n, 5 * n, 6 * n, 7 * n);
+        const vi found = _mm512_permutex2var_epi16(vi_load(at), _mm512_castsi128_si512(index), vi_load(at + 64));
+        const __m128i halves = _mm512_castsi512_si128(found);
+        if (7 * stride < 128) return _mm256_cvtph_ps(halves);
+        const __m128i seven = _mm_insert_epi16(halves, nib_load_u16(at + 6 * stride), 6);
         return _mm256_cvtph_ps(_mm_insert_epi16(seven, nib_load_u16(at + 7 * stride), 7));
     }
 #endif
@@ -229,10 +231,10 @@ enum { DOT_CHAINS = 2 };
 DOT_INLINE void dot_scale_halves(vhf factor[NIB_DOT_TOKENS][2], const dot_scales *s, const nib_int_row *row,
                                  size_t stride, size_t n_tokens, int group, vhf total[NIB_DOT_TOKENS][DOT_CHAINS]) {
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++, row += stride) {
-        const vhf other = _mm256_load_ps(row->scale);
+        const vhf other = _mm256_load_ps(row->in_order.scale);
         if (group == 32) {
             factor[t][0] = _mm256_mul_ps(s->scale[0], other);
-            total[t][0] = _mm256_fnmadd_ps(s->min[0], _mm256_load_ps(row->sum32), total[t][0]);
+            total[t][0] = _mm256_fnmadd_ps(s->min[0], _mm256_load_ps(row->in_order.sum32), total[t][0]);
             continue;
         }
         DOT_UNROLL for (int i = 0; i < 2; i++) {
@@ -259,7 +261,7 @@ DOT_INLINE void dot_halves_step(const void *src, dot_read_scales *scales, dot_re
     DOT_UNROLL for (int i = 0; i < DOT_HALVES; i++) {
         const vh code = codes(src, i);
         DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
-            const vhf sum = _mm256_cvtepi32_ps(vh_dot_4(code, vh_load(row[t * stride].code + 32 * i), most));
+            const vhf sum = _mm256_cvtepi32_ps(vh_dot_4(code, vh_load(row[t * stride].in_order.code + 32 * i), most));
             vhf *to = &total[t][i % DOT_CHAINS];
             *to = _mm256_fmadd_ps(sum, vhf_spread(factor[t][0], i, i), *to);
         }

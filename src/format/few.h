@@ -20,9 +20,11 @@ typedef struct panel_sink {
     nib_panel_shape shape;
     bool per_32; /* activations have a scale per 32 columns */
     size_t n_tokens;
-    const nib_int_row *row; /* one for every token */
+    const nib_few_row *row; /* one for every token */
     const char *ahead;      /* what memory is asked for meanwhile, a step with every vector of codes */
     size_t ahead_step;
+    const char *next; /* and what the first cache is, four steps for every row */
+    size_t next_stride, next_step;
     const uint8_t *src; /* rows whose words are turned meanwhile */
     size_t src_stride;
     vi dot[2][NIB_FEW_TOKENS], whole[NIB_FEW_TOKENS];
@@ -45,7 +47,7 @@ FEW_INLINE vi few_dot(vi sum, vi codes, const int8_t *activation) {
 FEW_INLINE void open_group(panel_sink *sink, unsigned group, unsigned slot) {
     const nib_panel_shape shape = sink->shape;
     EACH_TOKEN {
-        const nib_int_row *row = sink->row + t;
+        const nib_few_row *row = sink->row + t;
         sink->dot[slot][t] = vi_splat(0);
         if (!shape.centre) continue;
         const int32_t *minus_sum = shape.group == 16   ? row->minus_sum16 + group
@@ -84,6 +86,7 @@ FEW_INLINE void give_codes(panel_sink *sink, unsigned k, unsigned slot, vi codes
         return;
     }
     __builtin_prefetch(sink->ahead + k * sink->ahead_step, 0, 2);
+    __builtin_prefetch(sink->next + k / 4 * sink->next_stride + k % 4 * sink->next_step, 0, 3);
     EACH_TOKEN sink->dot[slot][t] = few_dot(sink->dot[slot][t], codes, sink->row[t].code + 4 * (size_t)k);
 }
 
@@ -154,7 +157,7 @@ FEW_INLINE void few_minimums(panel_sink *sink) {
     for (size_t i = 0; i < (by_16 ? 8 : 4); i++) {
         const vi of_rows = vi_load(sink->panel->min[i]);
         EACH_TOKEN {
-            const nib_int_row *row = sink->row + t;
+            const nib_few_row *row = sink->row + t;
             const int16_t *pair = by_16 ? row->whole16 + 2 * i : row->whole32 + NIB_PANEL_K / 32 + 2 * i;
             min[t] = vi_dp2(min[t], of_rows, vi_splat_4(pair));
         }
@@ -175,7 +178,10 @@ FEW_INLINE void few_columns(panel_cut_fn *cut_rows, nib_panel_shape shape, bool 
                        .n_tokens = n_tokens,
                        .row = task->row,
                        .ahead = task->ahead,
-                       .ahead_step = task->ahead_step},
+                       .ahead_step = task->ahead_step,
+                       .next = task->next,
+                       .next_stride = task->stride,
+                       .next_step = task->next_step},
                *sink = &here;
     EACH_TOKEN {
         sink->whole[t] = vi_splat(0);

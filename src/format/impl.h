@@ -74,23 +74,31 @@ static inline size_t nib_last_block(size_t n_cols) {
     return n_cols - (rest ? rest : NIB_PANEL_K);
 }
 
-/* 256 activations of one token as integers, rounded as NIB_ACT_Q8_32 or NIB_ACT_Q8_256 says. Crossed: 16 of each of groups
- * 0, 2, 4, 6 of 32, then the other 16 of each; the same of groups 1, 3, 5, 7. So nibbles lie that share a byte with others
- * of their group, and a lane's products of two vectors belong to one group. */
+/* 256 activations of one token as integers, rounded as NIB_ACT_Q8_32 or NIB_ACT_Q8_256 says, and their sums: what `few` reads
+ * of several tokens at once, so that the second cache should have room for many. */
+typedef struct nib_few_row {
+    _Alignas(64) int8_t code[NIB_PANEL_K];
+    float scale[NIB_PANEL_K / 16],
+        sum32[NIB_PANEL_K / 16]; /* per 32, and sums of codes times it; upper halves are zero */
+    int16_t whole16[NIB_PANEL_K / 16],
+        whole32[NIB_PANEL_K / 16]; /* sums of codes; whole32 has its 8 in the upper half */
+    int32_t minus_sum16[NIB_PANEL_K / 16], minus_sum32[NIB_PANEL_K / 32], minus_sum256; /* sums of codes, negative */
+} nib_few_row;
+
+/* The same and its codes in other orders, for `dot`. Crossed: 16 of each of groups 0, 2, 4, 6 of 32, then the other 16 of
+ * each; the same of groups 1, 3, 5, 7. So nibbles lie that share a byte with others of their group, and a lane's products of
+ * two vectors belong to one group. */
 typedef struct nib_int_row {
-    _Alignas(64) int8_t code[NIB_PANEL_K], crossed[NIB_PANEL_K];
-    int8_t turned[NIB_PANEL_K]; /* the codes in another order: (4, 16, 4), code 16 i + 4 m + j at [j][i][m] */
+    nib_few_row in_order;
+    _Alignas(64) int8_t crossed[NIB_PANEL_K];
+    int8_t turned[NIB_PANEL_K]; /* (4, 16, 4), code 16 i + 4 m + j at [j][i][m] */
     /* Of even blocks, for levels with byte permutations and NIB_ACT_Q8_256: this block and the next (zeros if it was the
      * last) in lanes of 32 codes, two of this block, two of the next, and so on: code 8 m + j of a lane at [j][lane][m]. */
     int8_t paired[2 * NIB_PANEL_K];
     int32_t paired_minus[NIB_PANEL_K / 16]; /* -64 times the lanes' sums of codes */
     float paired_scale[NIB_PANEL_K / 16];
-    int16_t sum8[NIB_PANEL_K / 8];                          /* of 8 codes each */
-    float scale[NIB_PANEL_K / 16];                          /* per 32; the upper half is zero */
-    float sum16[NIB_PANEL_K / 16], sum32[NIB_PANEL_K / 16]; /* sums of codes times scale per 16 and per 32 */
-    int16_t whole16[NIB_PANEL_K / 16],
-        whole32[NIB_PANEL_K / 16]; /* sums of codes; whole32 has its 8 in the upper half */
-    int32_t minus_sum16[NIB_PANEL_K / 16], minus_sum32[NIB_PANEL_K / 32], minus_sum256; /* sums of codes, negative */
+    int16_t sum8[NIB_PANEL_K / 8]; /* of 8 codes each */
+    float sum16[NIB_PANEL_K / 16]; /* sums of codes times scale */
 } nib_int_row;
 
 /* Some rows of weights times at most NIB_DOT_TOKENS tokens. */
@@ -109,10 +117,12 @@ typedef struct nib_dot_task {
 typedef struct nib_few_task {
     const void *src; /* row r of weights: src + r * stride */
     size_t stride;
-    const nib_int_row *row; /* one for every token */
+    const nib_few_row *row; /* one for every token */
     const char
         *ahead; /* memory is asked for 64 steps of so many bytes meanwhile: in a row they would hold the products up */
     size_t ahead_step;
+    const char *next; /* these rows' next columns, which the first cache is to have by then: four such steps a row */
+    size_t next_step;
     float (*sums)[16]; /* sums[t][r] grows */
 } nib_few_task;
 

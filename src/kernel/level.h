@@ -120,8 +120,9 @@ typedef struct nib_pack_kernels {
     void (*tile)(nib_route route, nib_activation rounding, const float *x, uint32_t n_tokens, uint32_t n_cols,
                  size_t tile, void *tiles);
     /* Packs one token for rows: nib_int_row[blocks of 256], or floats or bf16 padded with zeros to a multiple of 256.
-     * step: from one nib_int_row to the next, in such rows */
-    void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, size_t step, void *row);
+     * n_together: if not 0, for `few`: so many nib_few_row lie from block to block, one for every token */
+    void (*row)(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, size_t n_together,
+                void *row);
 } nib_pack_kernels;
 
 typedef struct nib_gemm_kernels {

@@ -51,15 +51,17 @@ NIB_INLINE void row_floats(const nib_linear_task *task, size_t r, size_t n_token
 }
 
 #if defined(__AVX512BF16__)
-enum { PAIR_CHAINS = 2, PAIR_STEP = 32 * PAIR_CHAINS };
+enum { PAIR_CHAINS = 2, PAIR_STEP = 32 * PAIR_CHAINS, PAIR_ROWS = 4 };
 #define EACH_ROW   NIB_UNROLL for (size_t r = 0; r < n_rows; r++)
 #define EACH_TOKEN NIB_UNROLL for (size_t t = 0; t < n_tokens; t++)
 #define EACH_CHAIN NIB_UNROLL for (size_t c = 0; c < PAIR_CHAINS; c++)
 
-/* Activations are read once for n_rows rows (one or two). */
-NIB_INLINE void pairs_step(const char *const w[2], const uint16_t *const x[NIB_GEMV_TOKENS], size_t k, size_t n_rows,
-                           size_t n_tokens, __m512 sum[2][NIB_GEMV_TOKENS][PAIR_CHAINS]) {
-    __m512bh weights[2][PAIR_CHAINS];
+typedef float pair_sums[NIB_GEMV_TOKENS][PAIR_CHAINS][16]; /* of a row */
+
+/* Activations are read once for n_rows rows. */
+NIB_INLINE void pairs_step(const char *const w[PAIR_ROWS], const uint16_t *const x[NIB_GEMV_TOKENS], size_t k,
+                           size_t n_rows, size_t n_tokens, __m512 sum[PAIR_ROWS][NIB_GEMV_TOKENS][PAIR_CHAINS]) {
+    __m512bh weights[PAIR_ROWS][PAIR_CHAINS];
     EACH_ROW EACH_CHAIN weights[r][c] = (__m512bh)vi_load(w[r] + 64 * c);
     EACH_TOKEN EACH_CHAIN {
         const __m512bh activations = (__m512bh)vi_load(x[t] + k + 32 * c);
@@ -67,35 +69,35 @@ NIB_INLINE void pairs_step(const char *const w[2], const uint16_t *const x[NIB_G
     }
 }
 
-/* Some columns of one or two rows, added to their sums; next: what comes after them, from the same row on. */
-NIB_INLINE void add_pairs(const nib_dot_task *task, size_t row, size_t n_rows, size_t k, size_t n, ptrdiff_t next,
-                          const uint16_t *const x[NIB_GEMV_TOKENS], size_t n_tokens,
-                          float (*sums)[NIB_GEMV_TOKENS][16]) {
+/* Some columns of n_rows rows, added to their sums; what is `ahead` bytes from them is fetched. */
+NIB_INLINE void add_pairs(const nib_dot_task *task, size_t row, size_t n_rows, size_t k, size_t n, ptrdiff_t ahead,
+                          const uint16_t *const x[NIB_GEMV_TOKENS], size_t n_tokens, pair_sums *sums) {
     const size_t end = k + n / PAIR_STEP * PAIR_STEP, n_rest = n % PAIR_STEP;
-    const char *w[2];
-    __m512 sum[2][NIB_GEMV_TOKENS][PAIR_CHAINS];
+    const char *w[PAIR_ROWS];
+    __m512 sum[PAIR_ROWS][NIB_GEMV_TOKENS][PAIR_CHAINS];
     EACH_ROW w[r] = (const char *)task->weights + (row + r) * task->row_bytes + 2 * k;
-    EACH_ROW EACH_TOKEN EACH_CHAIN sum[r][t][c] = vf_zero();
+    EACH_ROW EACH_TOKEN EACH_CHAIN sum[r][t][c] = vf_load(sums[r][t][c]);
     for (; k < end; k += PAIR_STEP) {
-        EACH_ROW EACH_CHAIN __builtin_prefetch(w[r] + next + 64 * c, 0, 2);
+        EACH_ROW EACH_CHAIN __builtin_prefetch(w[r] + ahead + 64 * c, 0, 2);
         pairs_step(w, x, k, n_rows, n_tokens, sum);
         EACH_ROW w[r] += 2 * PAIR_STEP;
     }
     if (n_rest > 0) {
-        uint16_t rest[2][PAIR_STEP] = {0};
+        uint16_t rest[PAIR_ROWS][PAIR_STEP] = {0};
         EACH_ROW {
             memcpy(rest[r], w[r], 2 * n_rest);
             w[r] = (const char *)rest[r];
         }
         pairs_step(w, x, end, n_rows, n_tokens, sum);
     }
-    EACH_ROW EACH_TOKEN vf_store(sums[r][t], vf_add(vf_load(sums[r][t]), vf_add(sum[r][t][0], sum[r][t][1])));
+    EACH_ROW EACH_TOKEN EACH_CHAIN vf_store(sums[r][t][c], sum[r][t][c]);
 }
 
-/* Pairs of bf16 as they lie in the file. Two rows at a time, and so many columns that the first cache keeps their
- * activations: reading those again for every row would take longer than the weights. */
-NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
-    enum { BLOCK_ROWS = 16, BLOCK_COLS = 2048 };
+/* Pairs of bf16 as they lie in the file, `rows_at_once` rows and `block_cols` columns at a time, and the other rows of
+ * a block before its next columns. All but the task is a constant at every call. */
+NIB_INLINE void rows_pairs_by(const nib_dot_task *task, size_t n_tokens, size_t rows_at_once, size_t block_rows,
+                              size_t block_cols) {
+    enum { MOST_ROWS = 16 };
     const size_t n_cols = task->n_cols, padded = (n_cols + K - 1) / K * K;
     const uint16_t *x[NIB_GEMV_TOKENS];
     dot_rows rows;
@@ -103,30 +105,44 @@ NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
         x[t] = (const uint16_t *)task->packed + t * padded;
         __asm__("" : "+r"(x[t])); /* else the compiler keeps an address for every load */
     }
-    for (size_t first = 0; first < task->n_rows; first += BLOCK_ROWS) {
-        const size_t n_rows = task->n_rows - first < BLOCK_ROWS ? task->n_rows - first : BLOCK_ROWS;
-        _Alignas(64) float sums[BLOCK_ROWS][NIB_GEMV_TOKENS][16] = {0};
-        for (size_t k = 0; k < n_cols; k += BLOCK_COLS) {
-            const size_t n = n_cols - k < BLOCK_COLS ? n_cols - k : BLOCK_COLS;
-            for (size_t r = 0; r < n_rows; r += 2) {
-                const bool last = r + 2 >= n_rows;
-                ptrdiff_t next = 2 * (ptrdiff_t)task->row_bytes;
-                if (last && k + n < n_cols)
-                    next = 2 * BLOCK_COLS - (ptrdiff_t)(r * task->row_bytes);
-                else if (last)
-                    next -= 2 * (ptrdiff_t)k;
-                if (r + 2 <= n_rows)
-                    add_pairs(task, first + r, 2, k, n, next, x, n_tokens, sums + r);
+    for (size_t first = 0; first < task->n_rows; first += block_rows) {
+        const size_t n_rows = task->n_rows - first < block_rows ? task->n_rows - first : block_rows;
+        _Alignas(64) pair_sums sums[MOST_ROWS] = {0};
+        for (size_t k = 0; k < n_cols; k += block_cols) {
+            const size_t n = n_cols - k < block_cols ? n_cols - k : block_cols;
+            const bool ends = k + n == n_cols;
+            for (size_t r = 0; r < n_rows; r += rows_at_once) {
+                ptrdiff_t ahead = (ptrdiff_t)(rows_at_once * task->row_bytes);
+                if (block_rows == rows_at_once)
+                    ahead = 2 * (ptrdiff_t)block_cols + (ends ? ahead - (ptrdiff_t)task->row_bytes : 0);
+                else if (r + rows_at_once >= n_rows)
+                    ahead =
+                        ends ? ahead - 2 * (ptrdiff_t)k : 2 * (ptrdiff_t)block_cols - (ptrdiff_t)(r * task->row_bytes);
+                if (r + rows_at_once <= n_rows)
+                    add_pairs(task, first + r, rows_at_once, k, n, ahead, x, n_tokens, sums + r);
                 else
-                    add_pairs(task, first + r, 1, k, n, next, x, n_tokens, sums + r);
+                    for (size_t i = r; i < n_rows; i++)
+                        add_pairs(task, first + i, 1, k, n, ahead, x, n_tokens, sums + i);
             }
         }
         for (size_t r = 0; r < n_rows; r++) {
             vf total[NIB_GEMV_TOKENS];
-            EACH_TOKEN total[t] = vf_load(sums[r][t]);
+            EACH_TOKEN total[t] = vf_add(vf_load(sums[r][t][0]), vf_load(sums[r][t][1]));
             dot_store(task, &rows, first + r, n_tokens, total);
         }
     }
+}
+
+/* What is read again and again are the activations. The first cache keeps those of one token beside a row that passes by, if
+ * they are not many; else they should serve four rows; and of more tokens only so many columns. */
+NIB_INLINE void rows_pairs(const nib_dot_task *task, size_t n_tokens) {
+    enum { NEAR_COLS = 8192, AHEAD_COLS = 1024 };
+    if (n_tokens > 1)
+        rows_pairs_by(task, n_tokens, 2, 16, 2048);
+    else if (task->n_cols <= NEAR_COLS)
+        rows_pairs_by(task, n_tokens, 1, 1, AHEAD_COLS);
+    else
+        rows_pairs_by(task, n_tokens, PAIR_ROWS, PAIR_ROWS, AHEAD_COLS);
 }
 #endif
 
@@ -148,7 +164,8 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
 }
 
 /* 16 or 32 rows by all tokens. More than `few` takes at once go in equal shares while the first cache has the columns.
- * Meanwhile the rows that follow are fetched in one stream: those at hand are too many for the processor to follow. */
+ * Meanwhile the rows that follow are fetched in one stream: those at hand are too many for the processor to follow. It
+ * drops some of what the second cache is asked for, so the first one is asked for the columns that come next. */
 static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halves) {
     const size_t n_tokens = task->n_tokens, n_blocks = task->n_cols / K, bytes = task->row_bytes / n_blocks;
     const size_t n_shares = (n_tokens + NIB_FEW_TOKENS - 1) / NIB_FEW_TOKENS, ahead = 16 * bytes / n_shares;
@@ -160,12 +177,15 @@ static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halve
         for (size_t i = 0; i < n_halves * n_shares; i++) {
             const size_t h = i / n_shares, share = i % n_shares;
             const size_t begin = share * n_tokens / n_shares, end = (share + 1) * n_tokens / n_shares;
+            const char *rows = weights + 16 * h * task->row_bytes, *rows_after = rows + 16 * n_halves * task->row_bytes;
             const nib_few_task few = {
-                .src = weights + 16 * h * task->row_bytes + b * bytes,
+                .src = rows + b * bytes,
                 .stride = task->row_bytes,
-                .row = (const nib_int_row *)task->tiles + b * n_tokens + begin,
-                .ahead = weights + 16 * (n_halves + h) * task->row_bytes + 16 * b * bytes + share * ahead,
+                .row = (const nib_few_row *)task->tiles + b * n_tokens + begin,
+                .ahead = rows_after + 16 * b * bytes + share * ahead,
                 .ahead_step = step,
+                .next = b + 1 < n_blocks ? rows + (b + 1) * bytes : rows_after,
+                .next_step = (bytes + 3) / 4,
                 .sums = sums[h] + begin,
             };
             for (size_t at = 64 * (K / 4); at < ahead; at += 64) __builtin_prefetch(few.ahead + at, 0, 2);

@@ -149,24 +149,17 @@ static void turn_codes(int8_t *restrict out, const int8_t *restrict code) {
     }
 }
 
-/* The other orders of a block's codes, and its sums as products of rows read them. */
-static void finish_row(nib_int_row *out, const int32_t sum[K / 16]) {
-    for (size_t i = 0; i < K / 16; i++)
-        memcpy(out->crossed + i / 2 % 2 * 128 + i % 2 * 64 + i / 4 * 16, out->code + 16 * i, 16);
-    turn_codes(out->turned, out->code);
-    int32_t sum4[K / 4];
-    sum_fours(out->code, sum4);
-    for (size_t i = 0; i < K / 8; i++) out->sum8[i] = (int16_t)(sum4[2 * i] + sum4[2 * i + 1]);
+static void finish_few_row(nib_few_row *out, const int32_t sum[K / 16]) {
     out->minus_sum256 = 0;
     for (size_t i = 0; i < K / 16; i++) {
         out->whole16[i] = (int16_t)sum[i];
         out->minus_sum16[i] = -sum[i];
-        out->sum16[i] = (float)sum[i] * out->scale[i / 2];
     }
     for (size_t i = 0; i < K / 32; i++) {
         const int32_t both = sum[2 * i] + sum[2 * i + 1];
         out->whole32[i] = 0;
         out->whole32[K / 32 + i] = (int16_t)both;
+        out->scale[K / 32 + i] = 0;
         out->sum32[i] = (float)both * out->scale[i];
         out->sum32[K / 32 + i] = 0;
         out->minus_sum32[i] = -both;
@@ -174,13 +167,25 @@ static void finish_row(nib_int_row *out, const int32_t sum[K / 16]) {
     }
 }
 
+/* The other orders of a block's codes, and the sums that belong to them. */
+static void finish_row(nib_int_row *out, const int32_t sum[K / 16]) {
+    const int8_t *code = out->in_order.code;
+    for (size_t i = 0; i < K / 16; i++)
+        memcpy(out->crossed + i / 2 % 2 * 128 + i % 2 * 64 + i / 4 * 16, code + 16 * i, 16);
+    turn_codes(out->turned, code);
+    int32_t sum4[K / 4];
+    sum_fours(code, sum4);
+    for (size_t i = 0; i < K / 8; i++) out->sum8[i] = (int16_t)(sum4[2 * i] + sum4[2 * i + 1]);
+    for (size_t i = 0; i < K / 16; i++) out->sum16[i] = (float)sum[i] * out->in_order.scale[i / 2];
+}
+
 #if defined(__AVX512VBMI__)
 /* first->paired and what belongs to it; second: NULL if there is none. */
-static void pair_blocks(nib_int_row *first, const nib_int_row *second) {
+static void pair_blocks(nib_int_row *first, const nib_few_row *second) {
     _Alignas(64) uint8_t order[64], lane[16][32]; /* of each 32 codes: all eights' first, all eights' second, .. */
     for (int i = 0; i < 64; i++) order[i] = (uint8_t)(i / 32 * 32 + i % 4 * 8 + i % 32 / 4);
     for (int b = 0; b < 2; b++) {
-        const nib_int_row *block = b ? second : first;
+        const nib_few_row *block = b ? second : &first->in_order;
         for (int i = 0; i < 4; i++) {
             const int at = 4 * i + 2 * b;
             const vi codes = block ? vi_load(block->code + 64 * i) : vi_splat(0);
@@ -199,7 +204,7 @@ static void pair_blocks(nib_int_row *first, const nib_int_row *second) {
 }
 #endif
 
-static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, size_t step,
+static void pack_row(nib_route route, nib_activation rounding, const float *x, uint32_t n_cols, size_t n_together,
                      void *row) {
     _Alignas(64) float copy[K];
     for (size_t k = 0; k < n_cols; k += K) {
@@ -212,21 +217,22 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
             for (size_t i = 0; i < K; i++) ((uint16_t *)row)[k + i] = nib_f32_to_bf16(block[i]);
             continue;
         }
-        nib_int_row *out = (nib_int_row *)row + k / K * step;
+        nib_int_row *alone = n_together ? NULL : (nib_int_row *)row + k / K;
+        nib_few_row *out = alone ? &alone->in_order : (nib_few_row *)row + k / K * n_together;
         int32_t sum[K / 16];
         const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;
         quantize_block(route, find_block(NIB_ACT_F32, x, begin, n_cols, copy), out->code, out->scale, sum);
-        memset(out->scale + K / 32, 0, sizeof out->scale / 2);
         if (n_before) {
             memset(out->code, 0, n_before);
             memset(sum, 0, n_before / 16 * sizeof *sum);
         }
-        finish_row(out, sum);
+        finish_few_row(out, sum);
+        if (!alone) continue;
+        finish_row(alone, sum);
 #if defined(__AVX512VBMI__)
         const bool is_second = k / K % 2;
-        /* tokens that lie together are not read row by row */
-        if (step == 1 && route == NIB_ROUTE_INT_256 && (is_second || k + K >= n_cols))
-            pair_blocks(out - is_second, is_second ? out : NULL);
+        if (route == NIB_ROUTE_INT_256 && (is_second || k + K >= n_cols))
+            pair_blocks(alone - is_second, is_second ? out : NULL);
 #endif
     }
 }

@@ -179,12 +179,12 @@ static void pack_tiles(void *arg, size_t begin, size_t end, unsigned worker) {
 static void pack_rows(void *arg, size_t begin, size_t end, unsigned worker) {
     const linear_job *job = arg;
     (void)worker;
-    const size_t block_bytes = nib_row_block_bytes(job->way.route);
-    const size_t token_blocks = job->way.by_16 ? 1 : blocks_of(job->n_cols);
+    const bool by_16 = job->way.by_16;
+    const size_t token_bytes =
+        by_16 ? sizeof(nib_few_row) : blocks_of(job->n_cols) * nib_row_block_bytes(job->way.route);
     for (size_t t = begin; t < end; t++)
         job->kernels->pack->row(job->way.route, job->way.rounding, job->x + t * job->n_cols, job->n_cols,
-                                job->way.by_16 ? job->n_tokens : 1,
-                                (char *)job->packed + t * token_blocks * block_bytes);
+                                by_16 ? job->n_tokens : 0, (char *)job->packed + t * token_bytes);
 }
 
 /* ---- multiplying ------------------------------------------------------------------------------------------------ */

@@ -107,7 +107,8 @@ NIB_INLINE void rows_pairs_by(const nib_dot_task *task, size_t n_tokens, size_t 
     }
     for (size_t first = 0; first < task->n_rows; first += block_rows) {
         const size_t n_rows = task->n_rows - first < block_rows ? task->n_rows - first : block_rows;
-        _Alignas(64) pair_sums sums[MOST_ROWS] = {0};
+        _Alignas(64) pair_sums sums[MOST_ROWS];
+        for (size_t r = 0; r < n_rows; r++) EACH_TOKEN EACH_CHAIN vf_store(sums[r][t][c], vf_zero());
         for (size_t k = 0; k < n_cols; k += block_cols) {
             const size_t n = n_cols - k < block_cols ? n_cols - k : block_cols;
             const bool ends = k + n == n_cols;

@@ -429,13 +429,28 @@ static void check_widths(void) {
     }
 }
 
-/* Rows of bf16 longer than what is added up at a time, and not a whole number of steps; an odd row is left over. */
+/* Rows of bf16 longer than what is added up at a time, and not a whole number of steps; an odd row is left over. Some are so
+ * long that one token meets several at once; its results are those it has beside another. */
 static void check_long_pairs(void) {
-    static const uint32_t tokens[] = {2, 3, 5, 6, NIB_FLOAT_TOKENS, 13, NIB_PAIR_TOKENS, NIB_PAIR_TOKENS + 5};
-    matrix m = matrix_new(nib_format_find("bf16"), 4297, 37);
-    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
-        check_products(NULL, NIB_PATH_DEPLOYED, &m, 1, tokens[i]);
-    matrix_free(&m);
+    static const uint32_t tokens[] = {1, 2, 3, 5, 6, NIB_FLOAT_TOKENS, 13, NIB_PAIR_TOKENS, NIB_PAIR_TOKENS + 5};
+    static const uint32_t n_cols[] = {4297, 8777};
+    enum { ROWS = 37 };
+    for (size_t c = 0; c < sizeof n_cols / sizeof *n_cols; c++) {
+        matrix m = matrix_new(nib_format_find("bf16"), n_cols[c], ROWS);
+        for (size_t i = 0; i < (c == 0 ? sizeof tokens / sizeof *tokens : 2); i++)
+            check_products(NULL, NIB_PATH_DEPLOYED, &m, 1, tokens[i]);
+        float *x = random_floats(2 * (size_t)n_cols[c], 1), alone[ROWS], both[2 * ROWS];
+        void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(n_cols[c], 2, 1));
+        assert_non_null(scratch);
+        nib_product product = {m.matrix, NULL, alone};
+        nib_linear(NULL, NIB_PATH_DEPLOYED, x, 1, &product, 1, scratch);
+        product.out = both;
+        nib_linear(NULL, NIB_PATH_DEPLOYED, x, 2, &product, 1, scratch);
+        assert_memory_equal(alone, both, sizeof alone);
+        nib_free_aligned(x);
+        nib_free_aligned(scratch);
+        matrix_free(&m);
+    }
 }
 
 /* The smallest batch that goes by panels, or by 16 rows at once, which gives the same. */

@@ -113,6 +113,7 @@ NIB_INLINE void rows_pairs_by(const nib_dot_task *task, size_t n_tokens, size_t 
             const size_t n = n_cols - k < block_cols ? n_cols - k : block_cols;
             const bool ends = k + n == n_cols;
             for (size_t r = 0; r < n_rows; r += rows_at_once) {
+                /* what comes next: columns of these rows, or of the others of the block, or the next block's */
                 ptrdiff_t ahead = (ptrdiff_t)(rows_at_once * task->row_bytes);
                 if (block_rows == rows_at_once)
                     ahead = 2 * (ptrdiff_t)block_cols + (ends ? ahead - (ptrdiff_t)task->row_bytes : 0);

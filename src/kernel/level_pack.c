@@ -149,6 +149,7 @@ static void turn_codes(int8_t *restrict out, const int8_t *restrict code) {
     }
 }
 
+/* What belongs to a block's codes and their sums by 16. */
 static void finish_few_row(nib_few_row *out, const int32_t sum[K / 16]) {
     out->minus_sum256 = 0;
     for (size_t i = 0; i < K / 16; i++) {

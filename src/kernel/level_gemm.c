@@ -28,6 +28,11 @@ enum { INT_VECTORS = 1, INT_COLUMNS = 2 };
 #define EACH_COLUMN NIB_UNROLL for (size_t j = 0; j < n; j++)
 #define EACH_VECTOR NIB_UNROLL for (size_t v = 0; v < INT_VECTORS; v++)
 
+/* In whole lines. */
+static inline size_t lines_of(size_t n_bytes) {
+    return (n_bytes + 63) / 64 * 64;
+}
+
 /* From the third cache or memory to the second. */
 static inline void fetch_lines(const char *from, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
@@ -111,10 +116,16 @@ typedef struct int_work {
     /* What to fetch from the third cache to the second, so much per 32 columns: in a row it would hold the sums up. */
     const char *fetch;
     size_t fetch_bytes;
+    /* What the next panel is turned from, to the first cache, which drops no requests: rows, a line of each per 32 columns. */
+    const char *next;
+    size_t next_rows, next_stride, next_lines;
 } int_work;
 
 NIB_INLINE void fetch_part(const int_work *work, size_t part) {
     fetch_lines(work->fetch + part * work->fetch_bytes, work->fetch_bytes);
+    if (part >= work->next_lines) return;
+    const char *line = work->next + 64 * part;
+    for (size_t r = 0; r < work->next_rows; r++, line += work->next_stride) __builtin_prefetch(line, 0, 3);
 }
 
 /* Four bytes of 4 * n_k columns. row: in vectors */
@@ -365,10 +376,10 @@ typedef struct panel_step {
     size_t k, n;                 /* columns k .. k + n - 1 */
     float *sums;
     const uint16_t *begin; /* (n_tiles + 1) every tile's first token, counted from the task's first */
-    /* What later steps want is fetched meanwhile, a share with every tile: where the second cache keeps the tiles, the
-     * weights of the task after this one, else the weights of the next step and the tile's own next columns. */
+    /* What later steps want is fetched meanwhile, a share with every tile: the weights of the next step, and, where the
+     * second cache keeps the tiles, the weights of the task after this one, else the tile's own next columns. */
     const char *next_weights;
-    size_t next_bytes; /* per row; 0: they have been fetched */
+    size_t next_bytes; /* per row */
     const char *fetch; /* NULL: the tile's next columns, to_next bytes from it */
     ptrdiff_t to_next;
     size_t fetch_bytes; /* per tile, in whole lines */
@@ -408,7 +419,6 @@ static inline void fetch_out(const panel_step *step, const tile_at *tile) {
 /* A share of the next step's weights, with every tile: the rows are too many streams for the processor to follow by itself,
  * and in a row their lines would hold the products up. */
 static void fetch_rows(const panel_step *step, size_t i) {
-    if (!step->next_bytes) return;
     const size_t n_rows = step->task->n_rows, n_tiles = step->task->n_tiles;
     for (size_t r = n_rows * i / n_tiles; r < n_rows * (i + 1) / n_tiles; r++)
         fetch_lines(step->next_weights + r * step->task->row_bytes, step->next_bytes);
@@ -468,10 +478,14 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
                      .n_groups = n / shape.group,
                      .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32),
                      .largest = shape.whole,
-                     .fetch_bytes = (step->fetch_bytes + 8 * 64 - 1) / (8 * 64) * 64};
+                     .fetch_bytes = (step->fetch_bytes + 8 * 64 - 1) / (8 * 64) * 64,
+                     .next_stride = task->row_bytes,
+                     .next_lines = lines_of(step->next_bytes + 62) / 64};
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
-        fetch_rows(step, i);
+        const size_t row = task->n_rows * i / task->n_tiles;
+        work.next = step->next_weights + row * task->row_bytes;
+        work.next_rows = task->n_rows * (i + 1) / task->n_tiles - row;
         work.tile = tile.packed;
         work.fetch = fetched_with(step, &tile, i);
         if (k + K >= task->n_cols) fetch_out(step, &tile);
@@ -556,10 +570,6 @@ static void multiply_panel(const panel_step *step, nib_panel_scratch *scratch) {
     }
 }
 
-static size_t lines_of(size_t n_bytes) {
-    return (n_bytes + 63) / 64 * 64;
-}
-
 /* Bytes of a row's 256 columns from k on. */
 static size_t bytes_from(const nib_linear_task *task, size_t k) {
     const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
@@ -595,8 +605,9 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
                 .n = task->n_cols - k < K ? task->n_cols - k : K,
                 .sums = sums + ROWS * p * task->n_tokens,
                 .begin = begin,
-                .next_weights = last ? columns_at(&part[0], 0, next_k) : columns_at(&part[p + 1], 0, k),
-                .next_bytes = task->is_fetched ? 0 : bytes_from(task, last ? next_k : k),
+                .next_weights =
+                    last ? columns_at(&part[0], next_k ? 0 : task->n_rows, next_k) : columns_at(&part[p + 1], 0, k),
+                .next_bytes = bytes_from(task, last ? next_k : k),
                 .fetch = task->ahead_bytes ? task->ahead + (k / K * n_parts + p) * ahead_bytes : NULL,
                 .to_next = (next_k ? block_bytes : -block_bytes * (ptrdiff_t)(k / K)) + (ptrdiff_t)(p * tile_bytes),
                 .fetch_bytes = lines_of(task->ahead_bytes ? ahead_bytes / task->n_tiles : tile_bytes),

@@ -36,7 +36,6 @@ enum {
 /* One worker's memory. */
 typedef struct worker_scratch {
     nib_panel_scratch panel;
-    const void *fetched; /* the weights that the last piece asked memory for, by panels */
     _Alignas(64) float sums[NIB_TASK_PANELS * NIB_TASK_TILES * NIB_TILE_TOKENS * NIB_PANEL_ROWS];
 } worker_scratch;
 
@@ -277,8 +276,6 @@ static void run_panels(const linear_job *job, const prepared *of, size_t piece, 
             task.ahead = rows_at(next, goes_on ? row + task.n_rows : 0, &n_ahead);
             task.ahead_bytes = n_ahead * next->row_bytes;
         }
-        task.is_fetched = scratch->fetched == task.weights;
-        scratch->fetched = task.ahead;
     }
     job->kernels->gemm->panels(&task, &scratch->panel, scratch->sums);
 }
@@ -332,7 +329,6 @@ void nib_linear(nib_pool *pool, nib_path path, const float *x, uint32_t n_tokens
         .packed = scratch,
     };
     job.workers = (worker_scratch *)((char *)scratch + packed_bytes(job.n_cols, n_tokens));
-    for (unsigned i = 0; i < job.n_workers; i++) job.workers[i].fetched = NULL;
     for (uint32_t i = 0; i < n_products; i += PRODUCTS_AT_ONCE) {
         const uint32_t left = n_products - i;
         run_products(pool, &job, products + i, left < PRODUCTS_AT_ONCE ? left : PRODUCTS_AT_ONCE);

@@ -102,12 +102,11 @@ typedef struct nib_linear_task {
     /* Panels: these tiles of all the batch's; bytes of a tile of 256 columns. */
     uint32_t first_tile, n_tiles, batch_tokens;
     size_t tile_bytes;
-    /* Panels: the weights of the task that most likely follows, to be fetched meanwhile; 0 bytes: tiles are. */
-    const char *ahead;
-    size_t ahead_bytes;
-    bool by_16;        /* rows: 16 of them at once, of which there are whole sixteens */
-    const float *bias; /* (n_rows) or NULL */
-    float *out;        /* token t, row r at out[t * out_stride + r] */
+    bool is_near;          /* panels: the second cache keeps all the batch's tiles */
+    const void *following; /* panels: the weights of the task that most likely follows, to be fetched meanwhile */
+    bool by_16;            /* rows: 16 of them at once, of which there are whole sixteens */
+    const float *bias;     /* (n_rows) or NULL */
+    float *out;            /* token t, row r at out[t * out_stride + r] */
     size_t out_stride;
 } nib_linear_task;
 

@@ -116,16 +116,20 @@ typedef struct int_work {
     /* What to fetch from the third cache to the second, so much per 32 columns: in a row it would hold the sums up. */
     const char *fetch;
     size_t fetch_bytes;
-    /* What the next panel is turned from, to the first cache, which drops no requests: rows, a line of each per 32 columns. */
-    const char *next;
-    size_t next_rows, next_stride, next_lines;
+    /* Some rows of the next panel and the one after it, a line of each per 32 columns. */
+    const char *next, *after;
+    size_t n_rows, row_bytes, row_lines;
 } int_work;
 
+/* The next panel's rows come to the first cache, which drops no requests, but has no room to wait for many of them at once:
+ * memory has been asked for them a panel before, for the second. */
 NIB_INLINE void fetch_part(const int_work *work, size_t part) {
     fetch_lines(work->fetch + part * work->fetch_bytes, work->fetch_bytes);
-    if (part >= work->next_lines) return;
-    const char *line = work->next + 64 * part;
-    for (size_t r = 0; r < work->next_rows; r++, line += work->next_stride) __builtin_prefetch(line, 0, 3);
+    if (part >= work->row_lines) return;
+    for (size_t r = 0, at = 64 * part; r < work->n_rows; r++, at += work->row_bytes) {
+        __builtin_prefetch(work->next + at, 0, 3);
+        __builtin_prefetch(work->after + at, 0, 2);
+    }
 }
 
 /* Four bytes of 4 * n_k columns. row: in vectors */
@@ -376,12 +380,11 @@ typedef struct panel_step {
     size_t k, n;                 /* columns k .. k + n - 1 */
     float *sums;
     const uint16_t *begin; /* (n_tiles + 1) every tile's first token, counted from the task's first */
-    /* What later steps want is fetched meanwhile, a share with every tile: the weights of the next step, and, where the
-     * second cache keeps the tiles, the weights of the task after this one, else the tile's own next columns. */
-    const char *next_weights;
-    size_t next_bytes; /* per row */
-    const char *fetch; /* NULL: the tile's next columns, to_next bytes from it */
-    ptrdiff_t to_next;
+    /* What later steps want is fetched meanwhile, a share with every tile: the weights of the next step and the one after
+     * it, and, if the second cache does not keep the tiles, a tile's next columns. */
+    const char *next, *after;
+    size_t row_bytes;   /* of `next`, and as many of `after` */
+    ptrdiff_t to_next;  /* from a tile */
     size_t fetch_bytes; /* per tile, in whole lines */
 } panel_step;
 
@@ -401,11 +404,6 @@ static inline tile_at find_tile(const panel_step *step, size_t i) {
                      .sums = step->sums + ROWS * step->begin[i]};
 }
 
-/* From the third cache or memory to the second, while the i-th tile is multiplied. */
-static inline const char *fetched_with(const panel_step *step, const tile_at *tile, size_t i) {
-    return step->fetch ? step->fetch + i * step->fetch_bytes : (const char *)tile->packed + step->to_next;
-}
-
 /* Where the sums will go: written at once they would have to wait. */
 static inline void fetch_out(const panel_step *step, const tile_at *tile) {
     const nib_linear_task *task = step->task;
@@ -421,7 +419,7 @@ static inline void fetch_out(const panel_step *step, const tile_at *tile) {
 static void fetch_rows(const panel_step *step, size_t i) {
     const size_t n_rows = step->task->n_rows, n_tiles = step->task->n_tiles;
     for (size_t r = n_rows * i / n_tiles; r < n_rows * (i + 1) / n_tiles; r++)
-        fetch_lines(step->next_weights + r * step->task->row_bytes, step->next_bytes);
+        fetch_lines(step->next + r * step->task->row_bytes, step->row_bytes);
 }
 
 /* src (32, stride words) to dst (n_words, 32). */
@@ -479,15 +477,16 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
                      .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32),
                      .largest = shape.whole,
                      .fetch_bytes = (step->fetch_bytes + 8 * 64 - 1) / (8 * 64) * 64,
-                     .next_stride = task->row_bytes,
-                     .next_lines = lines_of(step->next_bytes + 62) / 64};
+                     .row_bytes = task->row_bytes,
+                     .row_lines = lines_of(step->row_bytes + 62) / 64}; /* wherever in a line they begin */
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
         const size_t row = task->n_rows * i / task->n_tiles;
-        work.next = step->next_weights + row * task->row_bytes;
-        work.next_rows = task->n_rows * (i + 1) / task->n_tiles - row;
+        work.next = step->next + row * task->row_bytes;
+        work.after = step->after + row * task->row_bytes;
+        work.n_rows = task->n_rows * (i + 1) / task->n_tiles - row;
         work.tile = tile.packed;
-        work.fetch = fetched_with(step, &tile, i);
+        work.fetch = (const char *)tile.packed + step->to_next;
         if (k + K >= task->n_cols) fetch_out(step, &tile);
         if (has_float_minimums) find_scaled_sums(scratch->panel.ints.scaled_sum, work.tile);
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
@@ -507,7 +506,7 @@ static void panel_floats(const panel_step *step, nib_panel_scratch *scratch) {
             const tile_at tile = find_tile(step, t);
             if (i == 0) {
                 fetch_rows(step, t);
-                fetch_lines(fetched_with(step, &tile, t), step->fetch_bytes);
+                fetch_lines((const char *)tile.packed + step->to_next, step->fetch_bytes);
             }
             tile_floats(tile.n_columns, (const float *)tile.packed + TOKENS * i, scratch->panel.floats[i],
                         n - i < K / 2 ? n - i : K / 2, tile.sums, k + i == 0);
@@ -528,7 +527,7 @@ static void panel_bf16(const panel_step *step, nib_panel_scratch *scratch) {
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
         fetch_rows(step, i);
-        fetch_lines(fetched_with(step, &tile, i), step->fetch_bytes);
+        fetch_lines((const char *)tile.packed + step->to_next, step->fetch_bytes);
         tile_bf16(tile.n_columns, tile.packed, scratch->panel.pairs, n_pairs, tile.sums, k == 0);
     }
 }
@@ -570,10 +569,13 @@ static void multiply_panel(const panel_step *step, nib_panel_scratch *scratch) {
     }
 }
 
-/* Bytes of a row's 256 columns from k on. */
-static size_t bytes_from(const nib_linear_task *task, size_t k) {
-    const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
-    return n / task->format->facts.block * task->format->facts.bytes;
+/* Where the weights of the i-th step begin: every panel at the first 256 columns, then at the next. Beyond the last step
+ * there are those of the task that most likely follows. */
+static const char *weights_of_step(const nib_linear_task *task, size_t i) {
+    const size_t n_panels = (task->n_rows + ROWS - 1) / ROWS, n_steps = n_panels * ((task->n_cols + K - 1) / K);
+    nib_linear_task of = *task;
+    if (i >= n_steps) of.weights = task->following;
+    return columns_at(&of, ROWS * (i % n_panels), i % n_steps / n_panels * K);
 }
 
 /* All panels at every 256 columns before the next ones, so that the tiles, which come from the third cache, serve all of
@@ -581,7 +583,7 @@ static size_t bytes_from(const nib_linear_task *task, size_t k) {
 static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums) {
     nib_linear_task part[NIB_TASK_PANELS];
     uint16_t begin[NIB_TASK_TILES + 1];
-    const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS, n_steps = n_parts * ((task->n_cols + K - 1) / K);
+    const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS;
     const ptrdiff_t block_bytes = (ptrdiff_t)(nib_tiles_of(task->batch_tokens) * task->tile_bytes);
     for (size_t i = 0; i <= task->n_tiles; i++)
         begin[i] = (uint16_t)(nib_tile_begin(task->first_tile + i, task->batch_tokens) -
@@ -594,23 +596,21 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
         part[p].out = task->out + ROWS * p;
     }
     if (part[n_parts - 1].n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
-    const size_t ahead_bytes = task->ahead_bytes / n_steps, tile_bytes = task->tile_bytes / n_parts;
-    for (size_t k = 0; k < task->n_cols; k += K) {
-        const size_t next_k = k + K < task->n_cols ? k + K : 0;
-        for (size_t p = 0; p < n_parts; p++) {
-            const bool last = p + 1 == n_parts;
+    const size_t tile_bytes = task->is_near ? 0 : task->tile_bytes / n_parts;
+    for (size_t k = 0, i = 0; k < task->n_cols; k += K) {
+        const bool goes_on = k + K < task->n_cols;
+        for (size_t p = 0; p < n_parts; p++, i++) {
             const panel_step step = {
                 .task = &part[p],
                 .k = k,
                 .n = task->n_cols - k < K ? task->n_cols - k : K,
                 .sums = sums + ROWS * p * task->n_tokens,
                 .begin = begin,
-                .next_weights =
-                    last ? columns_at(&part[0], next_k ? 0 : task->n_rows, next_k) : columns_at(&part[p + 1], 0, k),
-                .next_bytes = bytes_from(task, last ? next_k : k),
-                .fetch = task->ahead_bytes ? task->ahead + (k / K * n_parts + p) * ahead_bytes : NULL,
-                .to_next = (next_k ? block_bytes : -block_bytes * (ptrdiff_t)(k / K)) + (ptrdiff_t)(p * tile_bytes),
-                .fetch_bytes = lines_of(task->ahead_bytes ? ahead_bytes / task->n_tiles : tile_bytes),
+                .next = weights_of_step(task, i + 1),
+                .after = weights_of_step(task, i + 2),
+                .row_bytes = K / task->format->facts.block * task->format->facts.bytes,
+                .to_next = (goes_on ? block_bytes : -block_bytes * (ptrdiff_t)(k / K)) + (ptrdiff_t)(p * tile_bytes),
+                .fetch_bytes = lines_of(tile_bytes),
             };
             multiply_panel(&step, scratch);
         }

@@ -218,20 +218,25 @@ static prepared prepare(const linear_job *job, const nib_product *product) {
     return of;
 }
 
-/* Rows `row` .. of a product, as many as a piece has: NULL if there are none. */
-static const char *rows_at(const prepared *of, uint32_t row, uint32_t *n_rows) {
-    const nib_matrix *weight = &of->product->weight;
-    const uint32_t left = row < weight->n_rows ? weight->n_rows - row : 0;
-    *n_rows = left < of->height ? left : of->height;
-    return left ? (const char *)weight->data + row * of->row_bytes : NULL;
+/* The weights of a product's piece, or of the next product's first one. */
+static const char *weights_of(const linear_job *job, const prepared *of, size_t piece) {
+    if (piece == of->n_pieces && of + 1 < job->products + job->n_products) return (of + 1)->product->weight.data;
+    return (const char *)of->product->weight.data + piece / of->n_chunks * of->height * of->row_bytes;
+}
+
+static uint32_t rows_of_piece(const prepared *of, uint32_t row) {
+    const uint32_t left = of->product->weight.n_rows - row;
+    return left < of->height ? left : of->height;
 }
 
 static void run_rows(const linear_job *job, const prepared *of, size_t piece, worker_scratch *scratch) {
     const nib_product *product = of->product;
     const uint32_t row = (uint32_t)piece * of->height;
-    nib_linear_task task = {
+    const nib_linear_task task = {
         .format = of->format,
         .route = of->way.route,
+        .weights = weights_of(job, of, piece),
+        .n_rows = rows_of_piece(of, row),
         .row_bytes = of->row_bytes,
         .n_cols = job->n_cols,
         .tiles = job->packed,
@@ -241,7 +246,6 @@ static void run_rows(const linear_job *job, const prepared *of, size_t piece, wo
         .out = product->out + row,
         .out_stride = product->weight.n_rows,
     };
-    task.weights = rows_at(of, row, &task.n_rows);
     job->kernels->gemv->rows(&task, &scratch->panel);
 }
 
@@ -251,13 +255,17 @@ static void run_panels(const linear_job *job, const prepared *of, size_t piece, 
     const size_t n_tiles = nib_tiles_of(job->n_tokens), first = piece % of->n_chunks * NIB_TASK_TILES;
     const size_t end = n_tiles - first < NIB_TASK_TILES ? n_tiles : first + NIB_TASK_TILES;
     const size_t token = nib_tile_begin(first, job->n_tokens);
-    nib_linear_task task = {
+    const nib_linear_task task = {
         .format = of->format,
         .route = of->way.route,
+        .weights = weights_of(job, of, piece),
+        .n_rows = rows_of_piece(of, row),
         .row_bytes = of->row_bytes,
         .n_cols = job->n_cols,
         .tiles = job->packed,
         .tile_bytes = of->tile_bytes,
+        .is_near = of->is_near,
+        .following = weights_of(job, of, piece + 1),
         .n_tokens = (uint32_t)(nib_tile_begin(end, job->n_tokens) - token),
         .first_tile = (uint32_t)first,
         .n_tiles = (uint32_t)(end - first),
@@ -266,17 +274,6 @@ static void run_panels(const linear_job *job, const prepared *of, size_t piece, 
         .out = product->out + token * n_rows + row,
         .out_stride = n_rows,
     };
-    task.weights = rows_at(of, row, &task.n_rows);
-    if (of->is_near) {
-        /* The worker's next piece, if nobody takes it over. */
-        const bool goes_on = row + task.n_rows < n_rows;
-        const prepared *next = goes_on ? of : of + 1;
-        if (next < job->products + job->n_products) {
-            uint32_t n_ahead;
-            task.ahead = rows_at(next, goes_on ? row + task.n_rows : 0, &n_ahead);
-            task.ahead_bytes = n_ahead * next->row_bytes;
-        }
-    }
     job->kernels->gemm->panels(&task, &scratch->panel, scratch->sums);
 }
 

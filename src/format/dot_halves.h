@@ -245,9 +245,11 @@ DOT_INLINE void dot_scale_halves(vhf factor[NIB_DOT_TOKENS][2], const dot_scales
         }
     }
 }
-/* Lane a of x in one half, lane b in the other. */
+/* Lane a of x in one half, lane b in the other. Compilers would make the index anew for every row. */
 DOT_INLINE vhf vhf_spread(vhf x, int a, int b) {
-    return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(a, a, a, a, b, b, b, b));
+    vh index = _mm256_setr_epi32(a, a, a, a, b, b, b, b);
+    __asm__("" : "+v"(index));
+    return _mm256_permutevar8x32_ps(x, index);
 }
 
 /* total[t] += 256 weights times those of token t. */

@@ -317,6 +317,7 @@ DOT_INLINE void dot_rows_halves(const nib_dot_task *task, size_t n_tokens, dot_h
             step(at, row, stride, n_tokens, total);
         }
         if (rest) {
+            dot_fetch(at, rest * bytes / NIB_PANEL_K);
             if (!n_whole) memcpy(tail, at, task->row_bytes);
             step(n_whole ? at + rest * bytes / NIB_PANEL_K - bytes : tail, row, stride, n_tokens, total);
         }

@@ -110,7 +110,7 @@ typedef struct int_work {
     const nib_panel *half; /* two */
     const nib_int_tile *tile;
     const float (*scaled_sum)[TOKENS]; /* of activations per 32, where minimums are floats */
-    size_t n_groups;
+    size_t first_group, n_groups;
     vi centre;       /* its logarithm; 32: there is none */
     int32_t largest; /* of |code - centre|, where scales are whole */
     /* What to fetch from the third cache to the second, so much per 32 columns: in a row it would hold the sums up. */
@@ -223,8 +223,8 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
                            bool has_centre, size_t row, size_t column, size_t n) {
     const nib_panel *half = work->half + row;
     EACH_COLUMN EACH_VECTOR total[j][v] = vf_zero();
-    const size_t n_groups = group == 256 ? 1 : work->n_groups;
-    for (size_t g = 0; g < n_groups; g++) {
+    const size_t first = group == 256 ? 0 : work->first_group, n_groups = group == 256 ? 1 : work->n_groups;
+    for (size_t g = first; g < n_groups; g++) {
         vi dot[INT_COLUMNS][INT_VECTORS];
         EACH_COLUMN {
             const vi begin = has_centre ? begin_of(work, group, g, column + j) : vi_splat(0);
@@ -240,7 +240,7 @@ NIB_INLINE void sum_scaled(vf total[INT_COLUMNS][INT_VECTORS], const int_work *w
             }
         else
             dot_codes(dot, work, row, column, n, g * group / 4, group / 4);
-        if (group != 256 && g * group % 32 == 0) fetch_part(work, g * group / 32);
+        if (group != 256 && g * group % 32 == 0) fetch_part(work, (g - first) * group / 32);
         EACH_VECTOR {
             const vf scale = vf_load(half[v].scale[g]);
             EACH_COLUMN {
@@ -363,13 +363,15 @@ static int_tile_fn *const *int_tiles_for(nib_route route, const nib_panel_shape 
 }
 
 /* sums -= minimums (floats, of formats that only unpack) * sums of activations. */
-static void subtract_minimums(const nib_panel_scratch *scratch, const nib_int_tile *tile, size_t group, size_t n_groups,
-                              size_t n_columns, float *sums) {
+static void subtract_minimums(const nib_panel_scratch *scratch, const int_work *work, size_t group, size_t n_columns,
+                              float *sums) {
+    const nib_int_tile *tile = work->tile;
     const int32_t(*minus_sum)[TOKENS] = group == 16 ? tile->minus_sum16 : tile->minus_sum32;
+    const size_t first = work->first_group;
     float sum[K / 16][TOKENS];
-    for (size_t g = 0; g < n_groups; g++)
+    for (size_t g = first; g < work->n_groups; g++)
         for (size_t j = 0; j < TOKENS; j++) sum[g][j] = -(float)minus_sum[g][j] * tile->scale[g * group / 32][j];
-    tile_floats(n_columns, sum[0], scratch->panel.ints.minus_min[0], n_groups, sums, false);
+    tile_floats(n_columns, sum[first], scratch->panel.ints.minus_min[first], work->n_groups - first, sums, false);
 }
 
 /* ---- panels ----------------------------------------------------------------------------------------------------- */
@@ -377,7 +379,8 @@ static void subtract_minimums(const nib_panel_scratch *scratch, const nib_int_ti
 /* One panel's turn: 256 columns (or the rest) of 32 rows (or the rest) with all the task's tiles. */
 typedef struct panel_step {
     const nib_linear_task *task; /* of this panel's rows alone */
-    size_t k, n;                 /* columns k .. k + n - 1 */
+    size_t k, n, n_before;       /* columns k .. k + n - 1, of which an earlier step had the first ones */
+    const void *tiles;           /* the first one's of these columns */
     float *sums;
     const uint16_t *begin; /* (n_tiles + 1) every tile's first token, counted from the task's first */
     /* What later steps want is fetched meanwhile, a share with every tile: the weights of the next step and the one after
@@ -397,9 +400,7 @@ typedef struct tile_at {
 
 /* The i-th tile of the task. */
 static inline tile_at find_tile(const panel_step *step, size_t i) {
-    const nib_linear_task *task = step->task;
-    const size_t tile = step->k / K * nib_tiles_of(task->batch_tokens) + task->first_tile + i;
-    return (tile_at){.packed = (const char *)task->tiles + tile * task->tile_bytes,
+    return (tile_at){.packed = (const char *)step->tiles + i * step->task->tile_bytes,
                      .n_columns = step->begin[i + 1] - step->begin[i],
                      .sums = step->sums + ROWS * step->begin[i]};
 }
@@ -473,6 +474,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
     const bool has_float_minimums = shape.min_group && task->route == NIB_ROUTE_INT_32;
     int_work work = {.half = scratch->panel.ints.half,
                      .scaled_sum = scratch->panel.ints.scaled_sum,
+                     .first_group = step->n_before / shape.group,
                      .n_groups = n / shape.group,
                      .centre = vi_splat(shape.centre ? __builtin_ctz(shape.centre) : 32),
                      .largest = shape.whole,
@@ -490,8 +492,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
         if (k + K >= task->n_cols) fetch_out(step, &tile);
         if (has_float_minimums) find_scaled_sums(scratch->panel.ints.scaled_sum, work.tile);
         fn[tile.n_columns - 1](&work, tile.sums, k == 0);
-        if (!turns && !format->centre)
-            subtract_minimums(scratch, work.tile, shape.group, work.n_groups, tile.n_columns, tile.sums);
+        if (!turns && !format->centre) subtract_minimums(scratch, &work, shape.group, tile.n_columns, tile.sums);
     }
 }
 
@@ -569,13 +570,19 @@ static void multiply_panel(const panel_step *step, nib_panel_scratch *scratch) {
     }
 }
 
+/* Where the b-th 256 columns begin. */
+static size_t block_begin(const nib_linear_task *task, size_t b) {
+    const bool is_float = task->route == NIB_ROUTE_F32 || task->route == NIB_ROUTE_BF16;
+    return is_float ? b * K : int_block_begin(task->n_cols, b);
+}
+
 /* Where the weights of the i-th step begin: every panel at the first 256 columns, then at the next. Beyond the last step
  * there are those of the task that most likely follows. */
 static const char *weights_of_step(const nib_linear_task *task, size_t i) {
     const size_t n_panels = (task->n_rows + ROWS - 1) / ROWS, n_steps = n_panels * ((task->n_cols + K - 1) / K);
     nib_linear_task of = *task;
     if (i >= n_steps) of.weights = task->following;
-    return columns_at(&of, ROWS * (i % n_panels), i % n_steps / n_panels * K);
+    return columns_at(&of, ROWS * (i % n_panels), block_begin(task, i % n_steps / n_panels));
 }
 
 /* All panels at every 256 columns before the next ones, so that the tiles, which come from the third cache, serve all of
@@ -583,8 +590,8 @@ static const char *weights_of_step(const nib_linear_task *task, size_t i) {
 static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, float *sums) {
     nib_linear_task part[NIB_TASK_PANELS];
     uint16_t begin[NIB_TASK_TILES + 1];
-    const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS;
-    const ptrdiff_t block_bytes = (ptrdiff_t)(nib_tiles_of(task->batch_tokens) * task->tile_bytes);
+    const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS, n_blocks = (task->n_cols + K - 1) / K;
+    const size_t block_bytes = nib_tiles_of(task->batch_tokens) * task->tile_bytes;
     for (size_t i = 0; i <= task->n_tiles; i++)
         begin[i] = (uint16_t)(nib_tile_begin(task->first_tile + i, task->batch_tokens) -
                               nib_tile_begin(task->first_tile, task->batch_tokens));
@@ -597,19 +604,23 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
     }
     if (part[n_parts - 1].n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
     const size_t tile_bytes = task->is_near ? 0 : task->tile_bytes / n_parts;
-    for (size_t k = 0, i = 0; k < task->n_cols; k += K) {
-        const bool goes_on = k + K < task->n_cols;
+    for (size_t b = 0, i = 0; b < n_blocks; b++) {
+        const size_t k = block_begin(task, b);
+        const char *tiles = (const char *)task->tiles + b * block_bytes + task->first_tile * task->tile_bytes;
         for (size_t p = 0; p < n_parts; p++, i++) {
             const panel_step step = {
                 .task = &part[p],
                 .k = k,
                 .n = task->n_cols - k < K ? task->n_cols - k : K,
+                .n_before = b * K - k,
+                .tiles = tiles,
                 .sums = sums + ROWS * p * task->n_tokens,
                 .begin = begin,
                 .next = weights_of_step(task, i + 1),
                 .after = weights_of_step(task, i + 2),
                 .row_bytes = K / task->format->facts.block * task->format->facts.bytes,
-                .to_next = (goes_on ? block_bytes : -block_bytes * (ptrdiff_t)(k / K)) + (ptrdiff_t)(p * tile_bytes),
+                .to_next = (ptrdiff_t)(p * tile_bytes + (b + 1 < n_blocks ? block_bytes : 0)) -
+                           (ptrdiff_t)(b + 1 < n_blocks ? 0 : b * block_bytes),
                 .fetch_bytes = lines_of(tile_bytes),
             };
             multiply_panel(&step, scratch);

@@ -16,7 +16,7 @@ NIB_INLINE void row_ints(const nib_linear_task *task, size_t r, size_t n_tokens,
     for (size_t first = 0; first < n_blocks; first += GEMV_AHEAD) {
         const size_t end = first + GEMV_AHEAD < n_blocks ? first + GEMV_AHEAD : n_blocks;
         for (size_t b = first; b < end; b++) {
-            const size_t k = b + 1 < n_blocks ? b * K : nib_last_block(task->n_cols);
+            const size_t k = int_block_begin(task->n_cols, b);
             const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
             if (n < K) memset(&codes[b - first], 0, sizeof *codes); /* what an earlier block left must not count */
             format->unpack(format, &codes[b - first], columns_at(task, r, k), n);
@@ -169,24 +169,25 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
  * Meanwhile the rows that follow are fetched in one stream: those at hand are too many for the processor to follow. It
  * drops some of what the second cache is asked for, so the first one is asked for the columns that come next. */
 static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halves) {
-    const size_t n_tokens = task->n_tokens, n_blocks = task->n_cols / K, bytes = task->row_bytes / n_blocks;
+    const size_t n_tokens = task->n_tokens, n_blocks = (task->n_cols + K - 1) / K;
+    const size_t bytes = K / task->format->facts.block * task->format->facts.bytes;
     const size_t n_shares = (n_tokens + NIB_FEW_TOKENS - 1) / NIB_FEW_TOKENS, ahead = 16 * bytes / n_shares;
     const size_t step = ahead < 64 * (K / 4) ? (ahead + K / 4 - 1) / (K / 4) : 64; /* so that no line is left out */
-    const char *weights = (const char *)task->weights + first * task->row_bytes;
     _Alignas(64) float sums[2][NIB_FEW_MOST][16];
     memset(sums, 0, n_halves * sizeof *sums);
     for (size_t b = 0; b < n_blocks; b++)
         for (size_t i = 0; i < n_halves * n_shares; i++) {
             const size_t h = i / n_shares, share = i % n_shares;
             const size_t begin = share * n_tokens / n_shares, end = (share + 1) * n_tokens / n_shares;
-            const char *rows = weights + 16 * h * task->row_bytes, *rows_after = rows + 16 * n_halves * task->row_bytes;
+            const size_t row = first + 16 * h, after = row + 16 * n_halves;
             const nib_few_task few = {
-                .src = rows + b * bytes,
+                .src = columns_at(task, row, int_block_begin(task->n_cols, b)),
                 .stride = task->row_bytes,
                 .row = (const nib_few_row *)task->tiles + b * n_tokens + begin,
-                .ahead = rows_after + 16 * b * bytes + share * ahead,
+                .ahead = columns_at(task, after, 0) + 16 * b * bytes + share * ahead,
                 .ahead_step = step,
-                .next = b + 1 < n_blocks ? rows + (b + 1) * bytes : rows_after,
+                .next = b + 1 < n_blocks ? columns_at(task, row, int_block_begin(task->n_cols, b + 1))
+                                         : columns_at(task, after, 0),
                 .next_step = (bytes + 3) / 4,
                 .sums = sums[h] + begin,
             };

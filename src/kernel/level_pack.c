@@ -137,6 +137,12 @@ static void quantize_block(nib_route route, const float x[K], int8_t code[K], fl
     add_fours(sum4, sum16);
 }
 
+/* The first n codes, which an earlier block has, count as zero. */
+static void forget_codes(int8_t code[K], int32_t sum16[K / 16], size_t n) {
+    memset(code, 0, n);
+    memset(sum16, 0, n / 16 * sizeof *sum16);
+}
+
 /* (16, 4, 4) -> (4, 16, 4): from each 16 codes, their first fours' first, and so on. */
 static void turn_codes(int8_t *restrict out, const int8_t *restrict code) {
     const vi byte = vi_splat(255);
@@ -223,10 +229,7 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         int32_t sum[K / 16];
         const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;
         quantize_block(route, find_block(NIB_ACT_F32, x, begin, n_cols, copy), out->code, out->scale, sum);
-        if (n_before) {
-            memset(out->code, 0, n_before);
-            memset(sum, 0, n_before / 16 * sizeof *sum);
-        }
+        forget_codes(out->code, sum, n_before);
         finish_few_row(out, sum);
         if (!alone) continue;
         finish_row(alone, sum);
@@ -242,11 +245,13 @@ static int32_t larger(int32_t x, int32_t y) {
     return x > y ? x : y;
 }
 
-static void put_ints(nib_route route, const float block[K], size_t token, nib_int_tile *tile) {
+/* The first n_before columns count as zero. */
+static void put_ints(nib_route route, const float block[K], size_t n_before, size_t token, nib_int_tile *tile) {
     _Alignas(64) int8_t code[K];
     int32_t sum[K / 16], magnitudes[K / 16], all = 0;
     float scale[K / 32];
     quantize_block(route, block, code, scale, sum);
+    forget_codes(code, sum, n_before);
     sum_magnitudes(code, magnitudes);
     if (token == 0) tile->most16 = tile->most32 = 0;
 #if defined(NIB_VEC_DP4)
@@ -283,17 +288,19 @@ static void pack_tile(nib_route route, nib_activation rounding, const float *x, 
     const size_t n_tiles = nib_tiles_of(n_tokens), first = nib_tile_begin(index, n_tokens);
     const size_t n = nib_tile_begin(index + 1, n_tokens) - first;
     const size_t tile_bytes = nib_tile_bytes(&NIB_AT_LEVEL(nib_pack_kernels_), route);
+    const bool is_float = route == NIB_ROUTE_F32 || route == NIB_ROUTE_BF16;
     for (size_t k = 0; k < n_cols; k += K) {
+        const size_t begin = is_float || n_cols - k > K ? k : nib_last_block(n_cols);
         void *tile = (char *)tiles + (k / K * n_tiles + index) * tile_bytes;
         for (size_t t = 0; t < n; t++) {
-            const float *block =
-                find_block(route == NIB_ROUTE_F32 ? rounding : NIB_ACT_F32, x + (first + t) * n_cols, k, n_cols, copy);
+            const float *block = find_block(route == NIB_ROUTE_F32 ? rounding : NIB_ACT_F32, x + (first + t) * n_cols,
+                                            begin, n_cols, copy);
             if (route == NIB_ROUTE_F32) {
                 for (size_t i = 0; i < K; i++) ((float *)tile)[TOKENS * i + t] = block[i];
             } else if (route == NIB_ROUTE_BF16) {
                 put_pairs(block, t, tile);
             } else {
-                put_ints(route, block, t, tile);
+                put_ints(route, block, k - begin, t, tile);
             }
         }
     }

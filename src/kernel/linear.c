@@ -111,7 +111,7 @@ static uint32_t most_by_rows(const linear_job *job, const nib_format *format, ni
 /* Are 16 rows at once quicker than both? */
 static bool goes_by_16(const linear_job *job, const nib_matrix *weight, const nib_format *format, nib_route route) {
     return format->few && route != NIB_ROUTE_F32 && job->n_tokens >= format->few->from &&
-           job->n_tokens <= format->few->to && weight->n_rows % 16 == 0 && weight->n_cols % NIB_PANEL_K == 0;
+           job->n_tokens <= format->few->to && weight->n_rows % 16 == 0 && weight->n_cols >= NIB_PANEL_K;
 }
 
 static way way_of(const linear_job *job, const nib_matrix *weight, const nib_format *format) {

@@ -26,6 +26,7 @@ if(NIBBLE_SANITIZE)
   string(REPLACE ";" "," sanitizers "${NIBBLE_SANITIZE}")
   target_compile_options(nibble_flags INTERFACE -fsanitize=${sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer
     -g1) # lines alone: with variables, compiling takes more than twice as long
+  target_compile_definitions(nibble_flags INTERFACE NIB_SANITIZED) # not all compilers say so themselves
   target_link_options(nibble_flags INTERFACE -fsanitize=${sanitizers})
 endif()
 

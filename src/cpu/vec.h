@@ -18,7 +18,7 @@
 
 /* Loops with constant counts that must become straight code, so that vectors stay in registers. Sanitizers leave them as
  * loops: speed is nothing there, and the compiler would take minutes. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(NIB_SANITIZED)
 #define NIB_UNROLL
 #else
 #define NIB_UNROLL _Pragma("GCC unroll 16")

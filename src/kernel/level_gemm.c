@@ -386,7 +386,7 @@ typedef struct panel_step {
     /* What later steps want is fetched meanwhile, a share with every tile: the weights of the next step and the one after
      * it, and, if the second cache does not keep the tiles, a tile's next columns. */
     const char *next, *after;
-    size_t row_bytes;   /* of `next`, and as many of `after` */
+    size_t next_bytes;  /* per row, of both */
     ptrdiff_t to_next;  /* from a tile */
     size_t fetch_bytes; /* per tile, in whole lines */
 } panel_step;
@@ -420,7 +420,7 @@ static inline void fetch_out(const panel_step *step, const tile_at *tile) {
 static void fetch_rows(const panel_step *step, size_t i) {
     const size_t n_rows = step->task->n_rows, n_tiles = step->task->n_tiles;
     for (size_t r = n_rows * i / n_tiles; r < n_rows * (i + 1) / n_tiles; r++)
-        fetch_lines(step->next + r * step->task->row_bytes, step->row_bytes);
+        fetch_lines(step->next + r * step->task->row_bytes, step->next_bytes);
 }
 
 /* src (32, stride words) to dst (n_words, 32). */
@@ -480,7 +480,7 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
                      .largest = shape.whole,
                      .fetch_bytes = (step->fetch_bytes + 8 * 64 - 1) / (8 * 64) * 64,
                      .row_bytes = task->row_bytes,
-                     .row_lines = lines_of(step->row_bytes + 62) / 64}; /* wherever in a line they begin */
+                     .row_lines = lines_of(step->next_bytes + 62) / 64}; /* wherever in a line they begin */
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
         const size_t row = task->n_rows * i / task->n_tiles;
@@ -591,7 +591,7 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
     nib_linear_task part[NIB_TASK_PANELS];
     uint16_t begin[NIB_TASK_TILES + 1];
     const size_t n_parts = (task->n_rows + ROWS - 1) / ROWS, n_blocks = (task->n_cols + K - 1) / K;
-    const size_t block_bytes = nib_tiles_of(task->batch_tokens) * task->tile_bytes;
+    const ptrdiff_t block_bytes = (ptrdiff_t)(nib_tiles_of(task->batch_tokens) * task->tile_bytes);
     for (size_t i = 0; i <= task->n_tiles; i++)
         begin[i] = (uint16_t)(nib_tile_begin(task->first_tile + i, task->batch_tokens) -
                               nib_tile_begin(task->first_tile, task->batch_tokens));
@@ -606,7 +606,8 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
     const size_t tile_bytes = task->is_near ? 0 : task->tile_bytes / n_parts;
     for (size_t b = 0, i = 0; b < n_blocks; b++) {
         const size_t k = block_begin(task, b);
-        const char *tiles = (const char *)task->tiles + b * block_bytes + task->first_tile * task->tile_bytes;
+        const char *tiles =
+            (const char *)task->tiles + (ptrdiff_t)b * block_bytes + task->first_tile * task->tile_bytes;
         for (size_t p = 0; p < n_parts; p++, i++) {
             const panel_step step = {
                 .task = &part[p],
@@ -618,9 +619,8 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
                 .begin = begin,
                 .next = weights_of_step(task, i + 1),
                 .after = weights_of_step(task, i + 2),
-                .row_bytes = K / task->format->facts.block * task->format->facts.bytes,
-                .to_next = (ptrdiff_t)(p * tile_bytes + (b + 1 < n_blocks ? block_bytes : 0)) -
-                           (ptrdiff_t)(b + 1 < n_blocks ? 0 : b * block_bytes),
+                .next_bytes = K / task->format->facts.block * task->format->facts.bytes,
+                .to_next = (b + 1 < n_blocks ? block_bytes : -block_bytes * (ptrdiff_t)b) + (ptrdiff_t)(p * tile_bytes),
                 .fetch_bytes = lines_of(tile_bytes),
             };
             multiply_panel(&step, scratch);

@@ -464,7 +464,7 @@ static uint32_t smallest_by_panels(const nib_format *format) {
 static void check_batches(void) {
     static const char *const names[] = {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "nvfp4",
                                         "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "bf16",  "f32"};
-    enum { COLS = 640, ROWS = 64, TOKENS = NIB_PAIR_TOKENS + 9 };
+    enum { COLS = 640, ROWS = 69, TOKENS = NIB_PAIR_TOKENS + 9 };
     for (size_t f = 0; f < 2 * sizeof names / sizeof *names; f++) {
         const nib_format *format = nib_format_find(names[f / 2]);
         const uint32_t n_cols = f % 2 ? COLS : 512;

@@ -97,6 +97,7 @@ typedef struct nib_linear_task {
     const void *weights; /* row 0 of the rows below */
     size_t row_bytes;
     uint32_t n_cols, n_rows; /* columns; rows here: by panels at most 4 x 32 */
+    uint32_t first_row;      /* in the matrix: so many rows lie before these */
     const void *tiles;       /* packed activations: see pack_tile, pack_row */
     uint32_t n_tokens;
     /* Panels: these tiles of all the batch's; bytes of a tile of 256 columns. */
@@ -104,7 +105,7 @@ typedef struct nib_linear_task {
     size_t tile_bytes;
     bool is_near;          /* panels: the second cache keeps all the batch's tiles */
     const void *following; /* panels: the weights of the task that most likely follows, to be fetched meanwhile */
-    bool by_16;            /* rows: 16 of them at once, of which there are whole sixteens */
+    bool by_16;            /* rows: 16 of them at once, of which the matrix has so many */
     const float *bias;     /* (n_rows) or NULL */
     float *out;            /* token t, row r at out[t * out_stride + r] */
     size_t out_stride;

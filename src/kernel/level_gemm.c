@@ -534,12 +534,18 @@ static void panel_bf16(const panel_step *step, nib_panel_scratch *scratch) {
 }
 #endif
 
+/* What is left of the matrix's rows makes a whole panel with rows before them, if there are enough: how many of a panel's
+ * n_rows, from the task's row `row` on, are such. */
+static size_t rows_before(const nib_linear_task *task, size_t row, size_t n_rows) {
+    return ROWS - n_rows <= task->first_row + row ? ROWS - n_rows : 0;
+}
+
 /* sums: panel after panel. */
 static void store_sums(const nib_linear_task *task, const float *sums) {
     for (size_t t = 0; t < task->n_tokens; t++)
         for (size_t row = 0; row < task->n_rows; row += ROWS) {
             const size_t n = task->n_rows - row < ROWS ? task->n_rows - row : ROWS;
-            const float *sum = sums + row * task->n_tokens + ROWS * t;
+            const float *sum = sums + row * task->n_tokens + ROWS * t + rows_before(task, row, n);
             const float *bias = task->bias ? task->bias + row : NULL;
             float *out = task->out + t * task->out_stride + row;
             __builtin_prefetch(sum + 4 * ROWS); /* the panels' sums are more streams than the processor follows */
@@ -596,10 +602,11 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
         begin[i] = (uint16_t)(nib_tile_begin(task->first_tile + i, task->batch_tokens) -
                               nib_tile_begin(task->first_tile, task->batch_tokens));
     for (size_t p = 0; p < n_parts; p++) {
-        const uint32_t left = task->n_rows - ROWS * (uint32_t)p;
+        const size_t left = task->n_rows - ROWS * p, n = left < ROWS ? left : ROWS,
+                     before = rows_before(task, ROWS * p, n);
         part[p] = *task;
-        part[p].weights = columns_at(task, ROWS * p, 0);
-        part[p].n_rows = left < ROWS ? left : ROWS;
+        part[p].weights = columns_at(task, ROWS * p, 0) - before * task->row_bytes;
+        part[p].n_rows = (uint32_t)(n + before);
         part[p].out = task->out + ROWS * p;
     }
     if (part[n_parts - 1].n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);

@@ -165,10 +165,20 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
     }
 }
 
-/* 16 or 32 rows by all tokens. More than `few` takes at once go in equal shares while the first cache has the columns.
- * Meanwhile the rows that follow are fetched in one stream: those at hand are too many for the processor to follow. It
- * drops some of what the second cache is asked for, so the first one is asked for the columns that come next. */
-static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halves) {
+/* The same from row `first` on, which may lie before it. */
+static nib_linear_task rows_from(const nib_linear_task *task, ptrdiff_t first) {
+    nib_linear_task from = *task;
+    from.weights = (const char *)task->weights + first * (ptrdiff_t)task->row_bytes;
+    from.out += first;
+    if (from.bias) from.bias += first;
+    return from;
+}
+
+/* The task's first 16 or 32 rows by all tokens; of 16, the first `skip` are not put out. More than `few` takes at once go in
+ * equal shares while the first cache has the columns. Meanwhile the rows that follow are fetched in one stream: those at hand
+ * are too many for the processor to follow. It drops some of what the second cache is asked for, so the first one is asked
+ * for the columns that come next. */
+static void rows_by_16(const nib_linear_task *task, size_t n_halves, size_t skip) {
     const size_t n_tokens = task->n_tokens, n_blocks = (task->n_cols + K - 1) / K;
     const size_t bytes = K / task->format->facts.block * task->format->facts.bytes;
     const size_t n_shares = (n_tokens + NIB_FEW_TOKENS - 1) / NIB_FEW_TOKENS, ahead = 16 * bytes / n_shares;
@@ -179,7 +189,7 @@ static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halve
         for (size_t i = 0; i < n_halves * n_shares; i++) {
             const size_t h = i / n_shares, share = i % n_shares;
             const size_t begin = share * n_tokens / n_shares, end = (share + 1) * n_tokens / n_shares;
-            const size_t row = first + 16 * h, after = row + 16 * n_halves;
+            const size_t row = 16 * h, after = row + 16 * n_halves;
             const nib_few_task few = {
                 .src = columns_at(task, row, int_block_begin(task->n_cols, b)),
                 .stride = task->row_bytes,
@@ -196,9 +206,10 @@ static void rows_by_16(const nib_linear_task *task, size_t first, size_t n_halve
         }
     for (size_t h = 0; h < n_halves; h++)
         for (size_t t = 0; t < n_tokens; t++) {
-            const size_t r = first + 16 * h;
-            const vf sum = vf_load(sums[h][t]);
-            vf_store(task->out + t * task->out_stride + r, task->bias ? vf_add(sum, vf_load(task->bias + r)) : sum);
+            const size_t r = 16 * h + skip, n = 16 - skip;
+            const vf sum = vf_load_n(sums[h][t] + skip, n);
+            vf_store_n(task->out + t * task->out_stride + r,
+                       task->bias ? vf_add(sum, vf_load_n(task->bias + r, n)) : sum, n);
         }
 }
 
@@ -231,7 +242,15 @@ static void rows_of_few(const nib_linear_task *task, nib_panel_scratch *scratch)
 /* More tokens than the registers have room for take turns: the second cache still has the rows. */
 static void rows(const nib_linear_task *task, nib_panel_scratch *scratch) {
     if (task->by_16) {
-        for (size_t r = 0; r < task->n_rows; r += 32) rows_by_16(task, r, task->n_rows - r < 32 ? 1 : 2);
+        const ptrdiff_t n_rows = task->n_rows, rest = n_rows % 16, whole = n_rows - rest;
+        for (ptrdiff_t r = 0; r < whole; r += 32) {
+            const nib_linear_task from = rows_from(task, r);
+            rows_by_16(&from, whole - r < 32 ? 1 : 2, 0);
+        }
+        if (rest) { /* the last 16, of which some have been */
+            const nib_linear_task from = rows_from(task, n_rows - 16);
+            rows_by_16(&from, 1, (size_t)(16 - rest));
+        }
         return;
     }
     const size_t n = task->n_tokens, n_turns = (n + NIB_GEMV_TOKENS - 1) / NIB_GEMV_TOKENS;

@@ -111,7 +111,7 @@ static uint32_t most_by_rows(const linear_job *job, const nib_format *format, ni
 /* Are 16 rows at once quicker than both? */
 static bool goes_by_16(const linear_job *job, const nib_matrix *weight, const nib_format *format, nib_route route) {
     return format->few && route != NIB_ROUTE_F32 && job->n_tokens >= format->few->from &&
-           job->n_tokens <= format->few->to && weight->n_rows % 16 == 0 && weight->n_cols >= NIB_PANEL_K;
+           job->n_tokens <= format->few->to && weight->n_rows >= 16 && weight->n_cols >= NIB_PANEL_K;
 }
 
 static way way_of(const linear_job *job, const nib_matrix *weight, const nib_format *format) {
@@ -237,6 +237,7 @@ static void run_rows(const linear_job *job, const prepared *of, size_t piece, wo
         .route = of->way.route,
         .weights = weights_of(job, of, piece),
         .n_rows = rows_of_piece(of, row),
+        .first_row = row,
         .row_bytes = of->row_bytes,
         .n_cols = job->n_cols,
         .tiles = job->packed,
@@ -260,6 +261,7 @@ static void run_panels(const linear_job *job, const prepared *of, size_t piece, 
         .route = of->way.route,
         .weights = weights_of(job, of, piece),
         .n_rows = rows_of_piece(of, row),
+        .first_row = row,
         .row_bytes = of->row_bytes,
         .n_cols = job->n_cols,
         .tiles = job->packed,

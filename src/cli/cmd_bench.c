@@ -184,6 +184,11 @@ static void print_csv(const nib_bench *bench) {
     nib_table_fini(&table);
 }
 
+/* The runs differ by more than a tenth. */
+static bool differs(const nib_bench_result *r) {
+    return r->tokens_per_s > 0 && r->stddev > 0.1 * r->tokens_per_s;
+}
+
 /* Two models generating under the same conditions, the first with fewer bytes. */
 typedef struct contest {
     const nib_bench_result *small, *large;
@@ -199,6 +204,7 @@ static contest find_contest(const nib_bench *bench) {
             const nib_bench_result *s = &bench->results[i], *l = &bench->results[j];
             const double bytes = (double)l->bytes / (double)s->bytes, speed = s->tokens_per_s / l->tokens_per_s;
             if (s->test[0] != 't' || strcmp(s->test, l->test) || s->threads != l->threads || bytes < 1.02) continue;
+            if (differs(s) || differs(l)) continue; /* nothing follows from that */
             if (speed < least) {
                 least = speed;
                 inverted = true;
@@ -250,7 +256,7 @@ static void print_all(const nib_cli *cli, const nib_bench *bench) {
         nib_console_warn("other programs kept %.1f cores busy meanwhile: figures may be too low", bench->busy_others);
     for (uint32_t i = 0; i < bench->n; i++) {
         const nib_bench_result *r = &bench->results[i];
-        if (r->tokens_per_s > 0 && r->stddev > 0.1 * r->tokens_per_s)
+        if (differs(r))
             nib_console_warn("%s %s: the runs differ by more than a tenth; is the machine busy with something else?",
                              nib_cli_model_label(r->model).s, r->test);
     }

@@ -145,17 +145,11 @@ DOT_INLINE float half_before(const uint8_t *src) {
 DOT_INLINE uint32_t float_of_half(unsigned half) {
     return (uint32_t)((int32_t)(half << 16) >> 3) & 0x8fffe000u;
 }
-/* x times a float that is in memory: it must not pass through a vector's register first, which takes two operations. */
+/* x times a float that is in memory: it must not come by way of a vector register, which takes two more operations. */
 DOT_INLINE vf times_bits(vf x, uint32_t bits) {
     vf product;
     __asm__("vmulps %2%{1to16%}, %1, %0" : "=v"(product) : "v"(x), "m"(bits));
     return product;
-}
-/* The same 64 bits in all lanes, from memory for the same reason, even where others need them in a register. */
-DOT_INLINE vi eight_of(const void *p) {
-    vi x;
-    __asm__("vpbroadcastq %1, %0" : "=v"(x) : "m"(*(const char(*)[8])p));
-    return x;
 }
 
 /* Two blocks' d in the lanes of each. */

@@ -224,21 +224,21 @@ static const _Alignas(64) uint8_t MOVES[64] = {WIDE_64(MOVE)};
 DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
     const block *in[2] = {first, second};
     iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1c1814100c080400);
-    x->rest[v] = _mm512_permutexvar_epi8(x->above[v], kept(vi_load(MOVES)));
+    x->rest[v] = _mm512_permutexvar_epi8(x->above[v], vi_load(MOVES));
 }
 
 DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi moves, const void *first, const void *second) {
     const block *in[2] = {first, second};
     const uint64_t next = UINT64_C(3) << 32;
     const vi from = in_steps(next, EACH_BYTE(6) + next, EACH_BYTE(16));
-    const vi above = kept(vi_of_byte(255));
+    const vi above = vi_of_byte(255);
     out->times_sum[0] = _mm512_unpacklo_epi8(moves, above);
     out->times_sum[1] = _mm512_unpackhi_epi8(moves, above);
     DOT_UNROLL for (int i = 0; i < 2; i++) {
+        const uint64_t scales = nib_load_u64((const uint8_t *)in[i]->scales);
         out->from[i][0] = level[i];
-        out->scale[i] = wide_scale(WIDE_LARGE_SCALES_3, cut(from, eight_of(in[i]->scales)));
-        out->small_d[i] =
-            float_of_half((unsigned)_pext_u64(nib_load_u64((const uint8_t *)in[i]->scales), 0xf000f000f000f000));
+        out->scale[i] = wide_scale(WIDE_LARGE_SCALES_3, cut(from, _mm512_set1_epi64((long long)scales)));
+        out->small_d[i] = float_of_half((unsigned)_pext_u64(scales, 0xf000f000f000f000));
     }
 }
 NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048, false)

@@ -87,11 +87,12 @@ static void expand(const recipe *how) {
     const unsigned n = how->n_points / 16;
     for (unsigned g = 0; g < n; g++) {
         const uint8_t *second = how->plane + how->n_points + 16 * (size_t)g;
-        uint8_t *out = how->plane + 2 * (size_t)how->n_points + g, from = 15;
+        uint8_t *out = how->plane + 2 * (size_t)how->n_points + g / 16 + g % 16 * (n / 16);
+        unsigned from = 15;
         while (from > 0 && second[from - 1] == second[15]) from--;
         out[0] = second[0];
         out[n] = second[15];
-        out[2 * (size_t)n] = from;
+        out[2 * (size_t)n] = (uint8_t)(16 * g + from);
     }
 }
 

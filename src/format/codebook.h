@@ -33,9 +33,10 @@ typedef struct nib_codebook {
     const uint16_t *packed;             /* (n_points) the levels, level i in bits 2i, 2i + 1 or 3i .. 3i + 2 */
     const uint8_t *level;               /* (n_points, group) 0 .. n_levels - 1 */
     const int8_t *value;                /* (n_points, group) what decoders multiply with the scale */
-    const uint8_t *plane; /* (2, n_points) levels, each half of a point in one byte, the first one lowest; then (3,
-                           * n_points / 16): the second halves of the first and the last of 16 points, and from which of
-                           * them on it is the latter. Points ascend, and 16 of TERNARY_2048 have no third one */
+    const uint8_t *plane; /* (2, n_points) levels, each half of a point in one byte, the first one lowest; then (3, 16,
+                           * n_points / 256): the second halves of the first and the last of 16 points, and the low byte
+                           * of the one from which on it is the latter, [i][j] of those whose index is 256 j + 16 i and
+                           * more. Points ascend, and 16 of TERNARY_2048 have no third one */
     const int32_t *at;    /* (spots) the point there, or -1 - p: its neighbours begin at neighbours[p] */
     const uint16_t *neighbours; /* lists: how many, then the packed points by distance, equally far ones by index */
     unsigned n_entries;         /* of neighbours */

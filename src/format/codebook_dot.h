@@ -141,6 +141,17 @@ DOT_INLINE float half_before(const uint8_t *src) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64((const void *)src)));
 }
 
+/* A finite half's bits as those of a float 2^112 times smaller. Units that have no vectors to do move them. */
+DOT_INLINE uint32_t float_of_half(unsigned half) {
+    return (uint32_t)((int32_t)(half << 16) >> 3) & 0x8fffe000u;
+}
+/* x times a float that is in memory: it must not come by way of a vector register, which takes two more operations. */
+DOT_INLINE vf times_bits(vf x, uint32_t bits) {
+    vf product;
+    __asm__("vmulps %2%{1to16%}, %1, %0" : "=v"(product) : "v"(x), "m"(bits));
+    return product;
+}
+
 /* Two blocks' d in the lanes of each. */
 DOT_INLINE vf d_of_pair(const uint8_t a[2], const uint8_t b[2]) {
     const __m256i one = _mm256_set1_epi16((short)nib_load_u16(a));

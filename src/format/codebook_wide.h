@@ -18,7 +18,7 @@
 
 enum { WIDE_VECTORS = 2, WIDE_BLOCKS = 2 * WIDE_VECTORS, MOST_TABLES = 4 };
 
-/* Points on their way. Their indices begin as eight low bits and, above, the others from bit 4 on, with anything around. */
+/* Points on their way. Their indices begin as eight low bits and, above, the others with anything around. */
 typedef struct wide_points {
     vi above[WIDE_VECTORS];
     __mmask64 low[WIDE_VECTORS], high[WIDE_VECTORS]; /* bits 7 and 8 */
@@ -36,14 +36,14 @@ DOT_INLINE __mmask64 wide_bit(vi x, unsigned n) {
 }
 /* Second halves of points of TERNARY_2048. */
 DOT_INLINE void wide_seconds(wide_points *x, const uint8_t *steps) {
-    const vi low = kept(vi_of_byte(15));
+    const vi low = kept(vi_of_byte(7));
     vi t[6];
     DOT_UNROLL for (int i = 0; i < 6; i++) t[i] = kept(vi_load(steps + 64 * i));
     DOT_UNROLL for (int v = 0; v < WIDE_VECTORS; v++) {
-        const vi index = x->from[v][0], row = choose_bits(low, words_down(index, 4), x->above[v]);
+        const vi index = x->from[v][0], row = choose_bits(low, x->above[v], words_down(index, 1));
         const vi first = _mm512_permutex2var_epi8(t[0], row, t[1]), last = _mm512_permutex2var_epi8(t[2], row, t[3]);
         const vi from = _mm512_permutex2var_epi8(t[4], row, t[5]);
-        x->second[v] = wide_choose(_mm512_cmple_epu8_mask(from, vi_and(index, low)), first, last);
+        x->second[v] = wide_choose(_mm512_cmple_epu8_mask(from, index), first, last);
     }
 }
 DOT_INLINE void wide_begin(wide_points *x, int v, vi index, vi above, __mmask64 high) {
@@ -52,13 +52,13 @@ DOT_INLINE void wide_begin(wide_points *x, int v, vi index, vi above, __mmask64 
     x->high[v] = high;
     DOT_UNROLL for (int c = 0; c < MOST_TABLES; c++) x->from[v][c] = index;
 }
-/* Vector v of iq1: eight points' three high bits lie in 32 bits, at places + 4. */
+/* Vector v of iq1: eight points' three high bits lie in 32 bits, at places. */
 DOT_INLINE void iq1_start(wide_points *x, int v, const void *low_1, const void *low_2, const void *high_1,
                           const void *high_2, uint64_t places) {
     const vi twice = _mm512_set_epi32(19, 19, 3, 3, 18, 18, 2, 2, 17, 17, 1, 1, 16, 16, 0, 0);
     x->rest[v] = _mm512_permutex2var_epi32(load_16(high_1), twice, load_16(high_2));
     const vi above = cut(in_steps(places, places, 0), x->rest[v]);
-    wide_begin(x, v, of_two_blocks(low_1, low_2), above, wide_bit(above, 4));
+    wide_begin(x, v, of_two_blocks(low_1, low_2), above, wide_bit(above, 0));
 }
 /* Of points whose bits 7 and 8 are q, what table c says: 128 of each of the tables, which lie 512 apart. */
 DOT_INLINE void wide_part(wide_points *x, int q, int c, const uint8_t *table) {
@@ -82,7 +82,7 @@ DOT_INLINE void wide_finish(vi level[WIDE_BLOCKS], const wide_points *x, int n_p
             first = wide_choose(upper, from[0], from[1]);
             second = wide_choose(upper, from[2], from[3]);
         } else if (n_points == 2048) {
-            const __mmask64 odd = wide_bit(x->above[v], 5), upper = wide_bit(x->above[v], 6);
+            const __mmask64 odd = wide_bit(x->above[v], 1), upper = wide_bit(x->above[v], 2);
             first = wide_choose(upper, wide_choose(odd, from[0], from[1]), wide_choose(odd, from[2], from[3]));
             second = x->second[v];
         }
@@ -126,21 +126,23 @@ DOT_INLINE vi wide_code(const vi from[2], int p, bool are_pairs) {
 }
 
 /* By codes in the low bits of lanes, of which only four count: (2 code + 1) / 8; of three bits, whatever is above them,
- * (2 code + 1) / 64. */
-#define WIDE_SCALE(i)   (float)(2 * (i) + 1) * 0.125f
-#define WIDE_SCALE_8(i) (float)(2 * (i) + 1) * 0.015625f
-static const _Alignas(64) float WIDE_SCALES_4[16] = {WIDE_4(WIDE_SCALE, 0), WIDE_4(WIDE_SCALE, 4),
-                                                     WIDE_4(WIDE_SCALE, 8), WIDE_4(WIDE_SCALE, 12)},
-                                WIDE_SCALES_3[16] = {WIDE_4(WIDE_SCALE_8, 0), WIDE_4(WIDE_SCALE_8, 4),
-                                                     WIDE_4(WIDE_SCALE_8, 0), WIDE_4(WIDE_SCALE_8, 4)};
+ * (2 code + 1) / 64. The same 2^112 times larger, for scales of blocks from float_of_half. */
+#define WIDE_SCALE(i)         (float)(2 * (i) + 1) * 0.125f
+#define WIDE_LARGE_SCALE(i)   (float)(2 * (i) + 1) * 0x1p109f
+#define WIDE_SCALE_8(i)       (float)(2 * ((i) % 8) + 1) * 0.015625f
+#define WIDE_LARGE_SCALE_8(i) (float)(2 * ((i) % 8) + 1) * 0x1p106f
+static const _Alignas(64) float WIDE_SCALES_4[16] = {WIDE_16(WIDE_SCALE, 0)},
+                                WIDE_SCALES_3[16] = {WIDE_16(WIDE_SCALE_8, 0)},
+                                WIDE_LARGE_SCALES_4[16] = {WIDE_16(WIDE_LARGE_SCALE, 0)},
+                                WIDE_LARGE_SCALES_3[16] = {WIDE_16(WIDE_LARGE_SCALE_8, 0)};
 DOT_INLINE vf wide_scale(const float table[16], vi code) {
     return _mm512_permutexvar_ps(code, vf_load(table));
 }
 /* 16 of 4 bits. */
-DOT_INLINE vf wide_scales_of_16(const uint8_t packed[8]) {
+DOT_INLINE vf wide_scales_of_16(const float table[16], const uint8_t packed[8]) {
     const uint64_t next = UINT64_C(4) << 32;
     const vi from = in_steps(next, EACH_BYTE(8) + next, EACH_BYTE(16));
-    return wide_scale(WIDE_SCALES_4, cut(from, _mm512_set1_epi64((long long)nib_load_u64(packed))));
+    return wide_scale(table, cut(from, _mm512_set1_epi64((long long)nib_load_u64(packed))));
 }
 
 /* What a format says of two blocks. In lanes of 32 weights, from has both halves of their points, and of scale, which has the
@@ -149,7 +151,8 @@ typedef struct wide_blocks {
     vi from[2][2]; /* what codes are made of: levels with signs, or in the first one levels */
     vf scale[2];
     float d[2];
-    vi times_sum[2]; /* of codes that are no pairs: what sums of 8 activations, or minus those
+    uint32_t small_d[2]; /* instead, of more than 512 points: of float_of_half */
+    vi times_sum[2];     /* of codes that are no pairs: what sums of 8 activations, or minus those
                       * of 32, are multiplied with, and added */
 } wide_blocks;
 typedef void wide_look_up(wide_points *x, int v, const void *first, const void *second);
@@ -166,12 +169,17 @@ DOT_INLINE void wide_begin_sums(vi sum[2], const wide_blocks *w, const nib_int_r
                                                         ? vi_shl(vi_load(row[i]->in_order.minus_sum16), 6)
                                                         : vi_dp2(vi_splat(0), w->times_sum[i], vi_load(row[i]->sum8));
 }
+/* Activations are read by the product itself: compilers would load them first, and registers are short. */
 DOT_INLINE vi wide_product(vi sum, vi code, const nib_int_row *const row[2], int i, int p, bool per_32) {
-    return vi_dp4(sum, code, vi_load(per_32 ? row[0]->paired + 64 * (4 * i + p) : row[i]->turned + 64 * p));
+    const int8_t *by = per_32 ? row[0]->paired + 64 * (4 * i + p) : row[i]->turned + 64 * p;
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(code), "m"(*(const char(*)[64])by));
+    return sum;
 }
 /* Scales get their blocks' d, once for all tokens; a block that stands for none counts nothing. */
-DOT_INLINE void wide_end_scales(wide_blocks *w, bool is_alone) {
-    DOT_UNROLL for (int i = 0; i < 2; i++) w->scale[i] = vf_mul(w->scale[i], vf_splat(i && is_alone ? 0 : w->d[i]));
+DOT_INLINE void wide_end_scales(wide_blocks *w, bool is_alone, int n_points) {
+    DOT_UNROLL for (int i = 0; i < 2; i++) w->scale[i] =
+        n_points > 512 ? times_bits(w->scale[i], i && is_alone ? 0 : w->small_d[i])
+                       : vf_mul(w->scale[i], vf_splat(i && is_alone ? 0 : w->d[i]));
 }
 DOT_INLINE vf wide_add(vf total, const vi sum[2], const wide_blocks *w, const nib_int_row *const row[2], bool per_32) {
     if (per_32) {
@@ -189,7 +197,7 @@ DOT_INLINE void wide_in_step(vf total[], wide_blocks *w, bool is_alone, const ni
                              size_t n_blocks, size_t n_tokens, wide_points *next, int j, const uint8_t *plane,
                              bool per_32) {
     vi sum[NIB_DOT_TOKENS][2];
-    if (!per_32) wide_end_scales(w, is_alone);
+    if (!per_32) wide_end_scales(w, is_alone, 2048);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
         const nib_int_row *const its[2] = {two[0] + t * n_blocks, two[1] + t * n_blocks};
         wide_begin_sums(sum[t], w, its, 2048, per_32);
@@ -217,7 +225,7 @@ DOT_INLINE void wide_in_turn(vf total[], wide_blocks *w, bool is_alone, const ni
     vi code[2][DOT_PARTS];
     DOT_UNROLL for (int i = 0; i < 2; i++) DOT_UNROLL for (int p = 0; p < DOT_PARTS; p++) code[i][p] =
         wide_code(w->from[i], p, true);
-    wide_end_scales(w, is_alone);
+    wide_end_scales(w, is_alone, n_points);
     DOT_UNROLL for (int s = 0; s < 2 * n_tables; s++) wide_part(next, 2 * j + s / n_tables, s % n_tables, plane);
     DOT_UNROLL for (size_t t = 0; t < n_tokens; t++) {
         const nib_int_row *const its[2] = {two[0] + t * n_blocks, two[1] + t * n_blocks};

@@ -217,24 +217,28 @@ DOT_INLINE void read_256(dot_whole *w, const void *src) {
     w->d_min = OFFSET * w->d;
 }
 
+/* By a point's shift in bit 3: the lower byte of the word to multiply the sum of its activations with: -64 and 8 or -8. */
+#define MOVE(i) (uint8_t)(-64 + ((i)&8 ? -8 : 8))
+static const _Alignas(64) uint8_t MOVES[64] = {WIDE_64(MOVE)};
+
 DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
     const block *in[2] = {first, second};
-    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1814100c0804003c);
-    x->rest[v] = x->above[v];
+    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1c1814100c080400);
+    x->rest[v] = _mm512_permutexvar_epi8(x->above[v], vi_load(MOVES));
 }
-/* moves: bit 7 of a byte: its point moves down */
+
 DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi moves, const void *first, const void *second) {
     const block *in[2] = {first, second};
     const uint64_t next = UINT64_C(3) << 32;
     const vi from = in_steps(next, EACH_BYTE(6) + next, EACH_BYTE(16));
-    const vi up = kept(_mm512_set1_epi16(8 - 64)), down = kept(_mm512_set1_epi16(-8 - 64));
-    const vi words[2] = {_mm512_unpacklo_epi8(moves, moves), _mm512_unpackhi_epi8(moves, moves)};
+    const vi above = vi_of_byte(255);
+    out->times_sum[0] = _mm512_unpacklo_epi8(moves, above);
+    out->times_sum[1] = _mm512_unpackhi_epi8(moves, above);
     DOT_UNROLL for (int i = 0; i < 2; i++) {
         const uint64_t scales = nib_load_u64((const uint8_t *)in[i]->scales);
         out->from[i][0] = level[i];
-        out->scale[i] = wide_scale(WIDE_SCALES_3, cut(from, _mm512_set1_epi64((long long)scales)));
-        out->times_sum[i] = _mm512_mask_blend_epi16(_mm512_movepi16_mask(words[i]), up, down);
-        out->d[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((int)_pext_u64(scales, 0xf000f000f000f000))));
+        out->scale[i] = wide_scale(WIDE_LARGE_SCALES_3, cut(from, _mm512_set1_epi64((long long)scales)));
+        out->small_d[i] = float_of_half((unsigned)_pext_u64(scales, 0xf000f000f000f000));
     }
 }
 NIB_WIDE_DOT(NIB_CODEBOOK_TERNARY_2048, 2048, false)

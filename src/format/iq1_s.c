@@ -178,7 +178,7 @@ static const _Alignas(64) int32_t MOVES[16] = {WIDE_16(MOVE, 0)};
 
 DOT_INLINE void look_up_two(wide_points *x, int v, const void *first, const void *second) {
     const block *in[2] = {first, second};
-    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x15120f0c05023f3c);
+    iq1_start(x, v, in[0]->low, in[1]->low, in[0]->high, in[1]->high, 0x1916131009060300);
 }
 /* words: two in each lane, of which the lower or the upper one is its own */
 DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi words, const void *first, const void *second) {

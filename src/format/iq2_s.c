@@ -134,8 +134,8 @@ DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi rest, const voi
     const vi from = in_steps(0x1814100c0804003c, 0x1814100c0804003c, 0);
     DOT_UNROLL for (int i = 0; i < 2; i++) {
         wide_pairs(out->from[i], level[i], cut(from, eight_dwords(in[i]->sign)));
-        out->scale[i] = wide_scales_of_16(in[i]->scale);
-        out->d[i] = half_before(in[i]->d);
+        out->scale[i] = wide_scales_of_16(WIDE_LARGE_SCALES_4, in[i]->scale);
+        out->small_d[i] = float_of_half(nib_load_u16(in[i]->d));
     }
 }
 NIB_WIDE_DOT(NIB_CODEBOOK_PAIRS_1024, 1024, false)

@@ -138,7 +138,7 @@ DOT_INLINE void read_two(wide_blocks *out, const vi level[2], vi rest, const voi
     const vi from = in_steps(0x3935292519150905, 0x3935292519150905, 0);
     DOT_UNROLL for (int i = 0; i < 2; i++) {
         wide_pairs(out->from[i], level[i], wide_signs(cut(from, vi_load(in[i]->points))));
-        out->scale[i] = wide_scales_of_16(in[i]->scale);
+        out->scale[i] = wide_scales_of_16(WIDE_SCALES_4, in[i]->scale);
         out->d[i] = half_before(in[i]->d);
     }
 }

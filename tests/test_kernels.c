@@ -541,6 +541,28 @@ static void check_not_finite(void) {
         }
 }
 
+/* A block's scale that is no number makes none of its row, and numbers of the others; some formats read scales bit by bit. */
+static void check_broken_scales(void) {
+    static const struct {
+        const char *name;
+        size_t at, n; /* where in a block its d is */
+    } cases[] = {{"q8_0", 0, 2}, {"q4_k", 0, 2}, {"iq2_xs", 0, 2}, {"iq2_s", 0, 2}, {"iq1_s", 0, 2}, {"iq1_m", 48, 8}};
+    for (size_t f = 0; f < sizeof cases / sizeof *cases; f++)
+        for (uint32_t n_tokens = 1; n_tokens < 8; n_tokens += 6) {
+            matrix m = matrix_new(nib_format_find(cases[f].name), 512, 3);
+            float *x = random_floats(7 * 512, 1), out[7 * 3];
+            memset((char *)m.bytes + 1 + cases[f].at, 0xff, cases[f].n);
+            void *scratch = nib_alloc_aligned(nib_linear_scratch_bytes(512, n_tokens, 1));
+            assert_non_null(scratch);
+            const nib_product product = {m.matrix, NULL, out};
+            nib_linear(NULL, NIB_PATH_DEPLOYED, x, n_tokens, &product, 1, scratch);
+            for (uint32_t i = 0; i < 3 * n_tokens; i++) assert_true(!isfinite(out[i]) == (i % 3 == 0));
+            nib_free_aligned(x);
+            nib_free_aligned(scratch);
+            matrix_free(&m);
+        }
+}
+
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
 
 static void check_threads(void) {
@@ -626,6 +648,7 @@ ON_EACH_LEVEL(widths)
 ON_EACH_LEVEL(long_pairs)
 ON_EACH_LEVEL(batches)
 ON_EACH_LEVEL(not_finite)
+ON_EACH_LEVEL(broken_scales)
 ON_EACH_LEVEL(large_sums)
 ON_EACH_LEVEL(threads)
 ON_EACH_LEVEL(panels)
@@ -654,8 +677,9 @@ int main(void) {
         cmocka_unit_test(test_odd_logits), cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_widths),     cmocka_unit_test(test_groups),
         cmocka_unit_test(test_long_pairs), cmocka_unit_test(test_batches),
-        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_large_sums),
-        cmocka_unit_test(test_threads),    cmocka_unit_test(test_panels),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_broken_scales),
+        cmocka_unit_test(test_large_sums), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_panels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

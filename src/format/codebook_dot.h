@@ -141,9 +141,10 @@ DOT_INLINE float half_before(const uint8_t *src) {
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_loadl_epi64((const void *)src)));
 }
 
-/* A finite half's bits as those of a float 2^112 times smaller. Units that have no vectors to do move them. */
+/* A half's bits as those of a float 2^112 times smaller; what is no number stays none. Done by units that have no vectors. */
 DOT_INLINE uint32_t float_of_half(unsigned half) {
-    return (uint32_t)((int32_t)(half << 16) >> 3) & 0x8fffe000u;
+    const uint32_t bits = (uint32_t)((int32_t)(half << 16) >> 3) & 0x8fffe000u;
+    return (half & 0x7c00u) == 0x7c00u ? bits | 0x7f800000u : bits;
 }
 /* x times a float that is in memory: it must not come by way of a vector register, which takes two more operations. */
 DOT_INLINE vf times_bits(vf x, uint32_t bits) {

@@ -165,7 +165,7 @@ NIB_INLINE void rows_of(const nib_linear_task *task, const nib_dot_task *dot, si
     }
 }
 
-/* The same from row `first` on, which may lie before it. */
+/* The task from row `first` on, which may lie before its own. */
 static nib_linear_task rows_from(const nib_linear_task *task, ptrdiff_t first) {
     nib_linear_task from = *task;
     from.weights = (const char *)task->weights + first * (ptrdiff_t)task->row_bytes;

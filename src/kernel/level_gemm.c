@@ -14,6 +14,7 @@
 #include "kernel/tile.h"
 
 enum { K = NIB_PANEL_K, ROWS = NIB_PANEL_ROWS, TOKENS = NIB_TILE_TOKENS };
+enum { FETCHING_TILES = 8 }; /* with so many tiles the next panel's rows are fetched */
 
 /* Integer tiles need two sets of sums, so fewer columns fit the registers of the lower levels. */
 #if defined(NIB_VEC_512)
@@ -481,12 +482,16 @@ static void panel_ints(const panel_step *step, nib_panel_scratch *scratch) {
                      .fetch_bytes = (step->fetch_bytes + 8 * 64 - 1) / (8 * 64) * 64,
                      .row_bytes = task->row_bytes,
                      .row_lines = lines_of(step->next_bytes + 62) / 64}; /* wherever in a line they begin */
+    /* Before the last tiles it would be too early: the first cache would have lost the rows again, and more. */
+    const size_t n_others = task->n_tiles > FETCHING_TILES ? task->n_tiles - FETCHING_TILES : 0;
     for (size_t i = 0; i < task->n_tiles; i++) {
         const tile_at tile = find_tile(step, i);
-        const size_t row = task->n_rows * i / task->n_tiles;
-        work.next = step->next + row * task->row_bytes;
-        work.after = step->after + row * task->row_bytes;
-        work.n_rows = task->n_rows * (i + 1) / task->n_tiles - row;
+        if (i >= n_others) {
+            const size_t row = task->n_rows * (i - n_others) / (task->n_tiles - n_others);
+            work.next = step->next + row * task->row_bytes;
+            work.after = step->after + row * task->row_bytes;
+            work.n_rows = task->n_rows * (i + 1 - n_others) / (task->n_tiles - n_others) - row;
+        }
         work.tile = tile.packed;
         work.fetch = (const char *)tile.packed + step->to_next;
         if (k + K >= task->n_cols) fetch_out(step, &tile);

@@ -12,11 +12,6 @@ static inline const char *columns_at(const nib_linear_task *task, size_t row, si
            k / task->format->facts.block * task->format->facts.bytes;
 }
 
-/* Where the b-th 256 columns begin that are multiplied as integers. */
-static inline size_t int_block_begin(size_t n_cols, size_t b) {
-    return (b + 1) * NIB_PANEL_K < n_cols ? b * NIB_PANEL_K : nib_last_block(n_cols);
-}
-
 /* n columns of a row as floats. Half precision has an instruction that loops over the format's decode cannot use. */
 static inline void decode_columns(const nib_linear_task *task, size_t row, size_t k, size_t n, float *out) {
     const nib_format *format = task->format;

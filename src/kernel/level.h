@@ -73,6 +73,12 @@ typedef enum nib_route {
     NIB_ROUTE_INT_256, /* codes against NIB_ACT_Q8_256 */
 } nib_route;
 
+/* Where the b-th 256 columns begin: integers that are left at the end make a whole block with some before them. */
+static inline size_t nib_block_begin(nib_route route, size_t n_cols, size_t b) {
+    const bool is_float = route == NIB_ROUTE_F32 || route == NIB_ROUTE_BF16;
+    return is_float || (b + 1) * NIB_PANEL_K < n_cols ? b * NIB_PANEL_K : nib_last_block(n_cols);
+}
+
 /* A panel's memory of one worker. */
 typedef struct nib_panel_scratch {
     union {

@@ -581,19 +581,13 @@ static void multiply_panel(const panel_step *step, nib_panel_scratch *scratch) {
     }
 }
 
-/* Where the b-th 256 columns begin. */
-static size_t block_begin(const nib_linear_task *task, size_t b) {
-    const bool is_float = task->route == NIB_ROUTE_F32 || task->route == NIB_ROUTE_BF16;
-    return is_float ? b * K : int_block_begin(task->n_cols, b);
-}
-
 /* Where the weights of the i-th step begin: every panel at the first 256 columns, then at the next. Beyond the last step
  * there are those of the task that most likely follows. */
 static const char *weights_of_step(const nib_linear_task *task, size_t i) {
     const size_t n_panels = (task->n_rows + ROWS - 1) / ROWS, n_steps = n_panels * ((task->n_cols + K - 1) / K);
     nib_linear_task of = *task;
     if (i >= n_steps) of.weights = task->following;
-    return columns_at(&of, ROWS * (i % n_panels), block_begin(task, i % n_steps / n_panels));
+    return columns_at(&of, ROWS * (i % n_panels), nib_block_begin(task->route, task->n_cols, i % n_steps / n_panels));
 }
 
 /* All panels at every 256 columns before the next ones, so that the tiles, which come from the third cache, serve all of
@@ -617,7 +611,7 @@ static void panels(const nib_linear_task *task, nib_panel_scratch *scratch, floa
     if (part[n_parts - 1].n_rows < ROWS) memset(&scratch->rows, 0, sizeof scratch->rows);
     const size_t tile_bytes = task->is_near ? 0 : task->tile_bytes / n_parts;
     for (size_t b = 0, i = 0; b < n_blocks; b++) {
-        const size_t k = block_begin(task, b);
+        const size_t k = nib_block_begin(task->route, task->n_cols, b);
         const char *tiles =
             (const char *)task->tiles + (ptrdiff_t)b * block_bytes + task->first_tile * task->tile_bytes;
         for (size_t p = 0; p < n_parts; p++, i++) {

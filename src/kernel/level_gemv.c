@@ -16,7 +16,7 @@ NIB_INLINE void row_ints(const nib_linear_task *task, size_t r, size_t n_tokens,
     for (size_t first = 0; first < n_blocks; first += GEMV_AHEAD) {
         const size_t end = first + GEMV_AHEAD < n_blocks ? first + GEMV_AHEAD : n_blocks;
         for (size_t b = first; b < end; b++) {
-            const size_t k = int_block_begin(task->n_cols, b);
+            const size_t k = nib_block_begin(task->route, task->n_cols, b);
             const size_t n = task->n_cols - k < K ? task->n_cols - k : K;
             if (n < K) memset(&codes[b - first], 0, sizeof *codes); /* what an earlier block left must not count */
             format->unpack(format, &codes[b - first], columns_at(task, r, k), n);
@@ -191,12 +191,12 @@ static void rows_by_16(const nib_linear_task *task, size_t n_halves, size_t skip
             const size_t begin = share * n_tokens / n_shares, end = (share + 1) * n_tokens / n_shares;
             const size_t row = 16 * h, after = row + 16 * n_halves;
             const nib_few_task few = {
-                .src = columns_at(task, row, int_block_begin(task->n_cols, b)),
+                .src = columns_at(task, row, nib_block_begin(task->route, task->n_cols, b)),
                 .stride = task->row_bytes,
                 .row = (const nib_few_row *)task->tiles + b * n_tokens + begin,
                 .ahead = columns_at(task, after, 0) + 16 * b * bytes + share * ahead,
                 .ahead_step = step,
-                .next = b + 1 < n_blocks ? columns_at(task, row, int_block_begin(task->n_cols, b + 1))
+                .next = b + 1 < n_blocks ? columns_at(task, row, nib_block_begin(task->route, task->n_cols, b + 1))
                                          : columns_at(task, after, 0),
                 .next_step = (bytes + 3) / 4,
                 .sums = sums[h] + begin,

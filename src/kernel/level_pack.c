@@ -227,9 +227,9 @@ static void pack_row(nib_route route, nib_activation rounding, const float *x, u
         nib_int_row *alone = n_together ? NULL : (nib_int_row *)row + k / K;
         nib_few_row *out = alone ? &alone->in_order : (nib_few_row *)row + k / K * n_together;
         int32_t sum[K / 16];
-        const size_t begin = n_cols - k > K ? k : nib_last_block(n_cols), n_before = k - begin;
+        const size_t begin = nib_block_begin(route, n_cols, k / K);
         quantize_block(route, find_block(NIB_ACT_F32, x, begin, n_cols, copy), out->code, out->scale, sum);
-        forget_codes(out->code, sum, n_before);
+        forget_codes(out->code, sum, k - begin);
         finish_few_row(out, sum);
         if (!alone) continue;
         finish_row(alone, sum);
@@ -288,9 +288,8 @@ static void pack_tile(nib_route route, nib_activation rounding, const float *x, 
     const size_t n_tiles = nib_tiles_of(n_tokens), first = nib_tile_begin(index, n_tokens);
     const size_t n = nib_tile_begin(index + 1, n_tokens) - first;
     const size_t tile_bytes = nib_tile_bytes(&NIB_AT_LEVEL(nib_pack_kernels_), route);
-    const bool is_float = route == NIB_ROUTE_F32 || route == NIB_ROUTE_BF16;
     for (size_t k = 0; k < n_cols; k += K) {
-        const size_t begin = is_float || n_cols - k > K ? k : nib_last_block(n_cols);
+        const size_t begin = nib_block_begin(route, n_cols, k / K);
         void *tile = (char *)tiles + (k / K * n_tiles + index) * tile_bytes;
         for (size_t t = 0; t < n; t++) {
             const float *block = find_block(route == NIB_ROUTE_F32 ? rounding : NIB_ACT_F32, x + (first + t) * n_cols,

@@ -108,7 +108,7 @@ static uint32_t most_by_rows(const linear_job *job, const nib_format *format, ni
     return format->dot_tokens ? format->dot_tokens : 1;
 }
 
-/* Are 16 rows at once quicker than both? */
+/* Are 16 rows at once quicker than both? Blocks of such formats are 32 or more, so that the last 256 columns are whole. */
 static bool goes_by_16(const linear_job *job, const nib_matrix *weight, const nib_format *format, nib_route route) {
     return format->few && route != NIB_ROUTE_F32 && job->n_tokens >= format->few->from &&
            job->n_tokens <= format->few->to && weight->n_rows >= 16 && weight->n_cols >= NIB_PANEL_K;
